@@ -1,0 +1,35 @@
+"""Gaussian mixtures by EM for data larger than memory.
+
+Public names are resolved on first use (PEP 562), so that a worker never imports scikit-learn.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamgmm.estimator import GaussianMixture as GaussianMixture
+    from streamgmm.estimator import load as load
+    from streamgmm.sources import open_source as open_source
+
+__version__ = version("streamgmm")
+
+_HOMES = {
+    "GaussianMixture": "streamgmm.estimator",
+    "load": "streamgmm.estimator",
+    "open_source": "streamgmm.sources",
+}
+
+__all__ = ["GaussianMixture", "__version__", "load", "open_source"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'streamgmm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

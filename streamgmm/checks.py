@@ -1,0 +1,124 @@
+"""Hyper-parameters and given parameters, checked once at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from streamgmm.covariance import STRUCTURES, AbstractCovariance
+from streamgmm.errors import NumericalError, ParameterError
+from streamgmm.params import MixtureParams
+from streamgmm.protocols import Floats
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One hyper-parameter: what it must be, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(least: int) -> Rule:
+    return Rule(
+        f"a whole number of at least {least}",
+        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and int(v) >= least,
+    )
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < np.inf
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(f"one of {', '.join(map(repr, names))}", lambda v: isinstance(v, str) and v in names)
+
+
+RULES: dict[str, Rule] = {
+    "n_components": _whole(1),
+    "covariance_type": _one_of(*STRUCTURES),
+    "tol": Rule("None or a number of at least zero", lambda v: v is None or _is_amount(v)),
+    "reg_covar": Rule("a number of at least zero", _is_amount),
+    "max_iter": _whole(0),
+    "n_init": _whole(1),
+    "init_params": _one_of("auto", "k-means++"),
+    "solver": _one_of("auto", "em"),
+    "warm_start": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
+    "verbose": Rule("a whole number of at least 0", lambda v: isinstance(v, (Integral, np.bool_)) and int(v) >= 0),
+    "verbose_interval": _whole(1),
+}
+
+
+def check_hyper_parameters(values: dict[str, Any]) -> None:
+    """ParameterError at the first hyper-parameter that breaks its rule."""
+    for name, rule in RULES.items():
+        if not rule.holds(values[name]):
+            raise ParameterError(f"{name} must be {rule.words}, but it is {values[name]!r}.")
+
+
+def checked_weights(weights: Any, k: int, name: str) -> Floats:
+    """(k,) weights in [0, 1] that sum to one; ParameterError otherwise."""
+    array = _of_shape(weights, (k,), name)
+    if (array < 0).any() or abs(array.sum() - 1.0) > 1e-6:
+        raise ParameterError(
+            f"{name} must be at least zero and sum to 1, but the smallest is {array.min():.6g} and they sum to "
+            f"{array.sum():.6g}. Divide them by their sum."
+        )
+    return array
+
+
+def checked_means(means: Any, k: int, d: int, name: str) -> Floats:
+    """(k, d) finite means; ParameterError otherwise."""
+    return _of_shape(means, (k, d), name)
+
+
+def checked_precisions(precisions: Any, structure: type[AbstractCovariance], k: int, d: int) -> AbstractCovariance:
+    """The covariances that belong to precisions_init; ParameterError where they are not positive definite."""
+    array = _of_shape(precisions, structure.shape(k, d), "precisions_init")
+    _require_symmetric(array, structure, "precisions_init")
+    try:
+        return structure.from_precisions(array)
+    except NumericalError as error:
+        raise ParameterError(f"precisions_init must be positive definite. {error}") from error
+
+
+def checked_mixture(weights: Any, means: Any, covariances: Any, covariance_type: str) -> MixtureParams:
+    """A mixture from arrays; ParameterError where a shape is wrong or a covariance not positive definite."""
+    if not RULES["covariance_type"].holds(covariance_type):
+        words = RULES["covariance_type"].words
+        raise ParameterError(f"covariance_type must be {words}, but it is {covariance_type!r}.")
+    structure = STRUCTURES[covariance_type]
+    means = np.asarray(means, dtype=np.float64)
+    if means.ndim != 2 or 0 in means.shape:
+        raise ParameterError(f"means must have the shape (n_components, n_features), but it is {means.shape}.")
+    k, d = means.shape
+    array = _of_shape(covariances, structure.shape(k, d), f"covariances of a {covariance_type!r} mixture")
+    _require_symmetric(array, structure, "covariances")
+    covariance = structure(array)
+    try:
+        covariance.root(k, d)
+    except NumericalError as error:
+        raise ParameterError(str(error)) from error
+    return MixtureParams(checked_weights(weights, k, "weights"), checked_means(means, k, d, "means"), covariance)
+
+
+def _of_shape(values: Any, shape: tuple[int, ...], name: str) -> Floats:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"{name} must be numbers of shape {shape}: {error}.") from error
+    if array.shape != shape:
+        raise ParameterError(f"{name} must have the shape {shape}, but it has {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ParameterError(f"{name} must be finite, but it holds NaN or an infinity.")
+    return array
+
+
+def _require_symmetric(array: Floats, structure: type[AbstractCovariance], name: str) -> None:
+    matrices = len(structure.shape(2, 3)) > 1 and structure.shape(2, 3)[-2:] == (3, 3)
+    if matrices and not np.allclose(array, np.swapaxes(array, -1, -2), rtol=1e-6, atol=0.0):
+        raise ParameterError(f"{name} must be symmetric matrices. Average each with its transpose if that is meant.")

@@ -1,0 +1,87 @@
+"""What a covariance structure is: a value that knows its features, its root and its update from moments."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from streamgmm.covariance.roots import AbstractRoot
+from streamgmm.linalg import frozen
+from streamgmm.protocols import Booleans, Floats
+from streamgmm.quadratic import AbstractQuadratic
+from streamgmm.stats import SufficientStats
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractCovariance(ABC):
+    """Covariances of k components in d features, in the shape that scikit-learn gives them."""
+
+    values: Floats
+
+    kind: ClassVar[str]
+    quadratic: ClassVar[AbstractQuadratic]
+    #: True where the second moments are summed over the components, because they share one covariance
+    shared: ClassVar[bool] = False
+    #: True where all features must be measured with one scale
+    isotropic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", frozen(self.values))
+
+    @staticmethod
+    @abstractmethod
+    def shape(k: int, d: int) -> tuple[int, ...]:
+        """Shape of ``values`` for k components and d features."""
+
+    @staticmethod
+    @abstractmethod
+    def n_parameters(k: int, d: int) -> int:
+        """Free parameters of the covariances alone."""
+
+    @classmethod
+    @abstractmethod
+    def from_dense(cls, matrices: Floats) -> Self:
+        """The nearest of this structure to covariance matrices (k, d, d) of equally likely components."""
+
+    @classmethod
+    @abstractmethod
+    def from_precisions(cls, precisions: Floats) -> Self:
+        """From precisions of the same shape as ``values``; NumericalError where they are not positive definite."""
+
+    @abstractmethod
+    def dense(self, k: int, d: int) -> Floats:
+        """Covariance matrices (k, d, d)."""
+
+    @abstractmethod
+    def scaled(self, scale: Floats) -> Self:
+        """The covariances of x * scale; exact for powers of two."""
+
+    @abstractmethod
+    def root(self, k: int, d: int) -> AbstractRoot:
+        """Inverse Cholesky factors; NumericalError, naming the component, where there are none."""
+
+    @abstractmethod
+    def natural_quadratic(self, root: AbstractRoot) -> Floats:
+        """(k, q) coefficients of Q(z) in each log density; (k, 0) where the quadratic term is common to all."""
+
+    @abstractmethod
+    def updated(self, stats: SufficientStats, alive: Booleans, reg_covar: Floats) -> Self:
+        """The M-step of the covariances in the coordinates of ``stats``, reg_covar (d,) added to the variances.
+
+        alive: (k,) booleans; a component without mass keeps what ``self`` (in the same coordinates) has.
+        """
+
+    @abstractmethod
+    def precisions(self, k: int, d: int) -> Floats:
+        """Inverse covariances, in the shape of ``values``."""
+
+    @abstractmethod
+    def precisions_cholesky(self, k: int, d: int) -> Floats:
+        """Upper triangular factors U with U U^T the precision (scikit-learn's convention); 1 / deviation without."""
+
+
+def mean_offsets(stats: SufficientStats, alive: Booleans) -> tuple[Floats, Floats]:
+    """Mass (k, 1), 1 where a component has none, and the mean of each component about its origin (k, d)."""
+    mass = (alive * stats.mass + ~alive)[:, None]
+    return mass, stats.first / mass

@@ -1,0 +1,66 @@
+"""A covariance matrix of its own for every component."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from streamgmm.covariance.base import AbstractCovariance, mean_offsets
+from streamgmm.covariance.roots import AbstractRoot, MatrixRoot
+from streamgmm.linalg import inverse_cholesky
+from streamgmm.protocols import Booleans, Floats
+from streamgmm.quadratic import Outer, pack, unpack
+from streamgmm.stats import SufficientStats
+
+
+class FullCovariance(AbstractCovariance):
+    """values: (k, d, d)."""
+
+    kind = "full"
+    quadratic = Outer()
+
+    @staticmethod
+    def shape(k: int, d: int) -> tuple[int, ...]:
+        return (k, d, d)
+
+    @staticmethod
+    def n_parameters(k: int, d: int) -> int:
+        return k * d * (d + 1) // 2
+
+    @classmethod
+    def from_dense(cls, matrices: Floats) -> Self:
+        return cls(matrices)
+
+    @classmethod
+    def from_precisions(cls, precisions: Floats) -> Self:
+        roots = [inverse_cholesky(p, f"precision matrix of component {k}") for k, p in enumerate(precisions)]
+        return cls(np.stack([root.T @ root for root in roots]))
+
+    def dense(self, k: int, d: int) -> Floats:
+        return self.values
+
+    def scaled(self, scale: Floats) -> Self:
+        return type(self)(self.values * np.outer(scale, scale))
+
+    def root(self, k: int, d: int) -> MatrixRoot:
+        name = "covariance matrix of component {}"
+        return MatrixRoot(np.stack([inverse_cholesky(v, name.format(j)) for j, v in enumerate(self.values)]))
+
+    def natural_quadratic(self, root: AbstractRoot) -> Floats:
+        assert isinstance(root, MatrixRoot)
+        d = root.inverse.shape[-1]
+        # -1/2 z^T P z over the upper triangle: every product off the diagonal stands for two
+        return -0.5 * pack(root.precision * (2.0 - np.eye(d)))
+
+    def updated(self, stats: SufficientStats, alive: Booleans, reg_covar: Floats) -> Self:
+        mass, offset = mean_offsets(stats, alive)
+        covariance = unpack(stats.second / mass, len(reg_covar)) - offset[:, :, None] * offset[:, None, :]
+        covariance += np.diag(reg_covar)
+        return type(self)(np.where(alive[:, None, None], covariance, self.values))
+
+    def precisions(self, k: int, d: int) -> Floats:
+        return self.root(k, d).precision
+
+    def precisions_cholesky(self, k: int, d: int) -> Floats:
+        return self.root(k, d).inverse.transpose(0, 2, 1)

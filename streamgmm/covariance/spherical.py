@@ -1,0 +1,65 @@
+"""One variance for every component, the same in all directions of the data's own metric."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from streamgmm.covariance.base import AbstractCovariance, mean_offsets
+from streamgmm.covariance.roots import AbstractRoot, AxisRoot
+from streamgmm.linalg import inverse_deviations
+from streamgmm.protocols import Booleans, Floats
+from streamgmm.quadratic import SquaredLength
+from streamgmm.stats import SufficientStats
+
+
+class SphericalCovariance(AbstractCovariance):
+    """values: (k,). Every feature must have the same scale, or the sphere is none."""
+
+    kind = "spherical"
+    quadratic = SquaredLength()
+    isotropic = True
+
+    @staticmethod
+    def shape(k: int, d: int) -> tuple[int, ...]:
+        return (k,)
+
+    @staticmethod
+    def n_parameters(k: int, d: int) -> int:
+        return k
+
+    @classmethod
+    def from_dense(cls, matrices: Floats) -> Self:
+        return cls(np.diagonal(matrices, axis1=1, axis2=2).mean(axis=1))
+
+    @classmethod
+    def from_precisions(cls, precisions: Floats) -> Self:
+        inverse = [inverse_deviations(p, f"precision of component {k}") for k, p in enumerate(precisions[:, None])]
+        return cls(np.concatenate(inverse) ** 2)
+
+    def dense(self, k: int, d: int) -> Floats:
+        return self.values[:, None, None] * np.eye(d)
+
+    def scaled(self, scale: Floats) -> Self:
+        return type(self)(self.values * scale[0] ** 2)
+
+    def root(self, k: int, d: int) -> AxisRoot:
+        name = "variance of component {}"
+        inverse = [inverse_deviations(v, name.format(j)) for j, v in enumerate(self.values[:, None])]
+        return AxisRoot(np.broadcast_to(np.stack(inverse), (k, d)))
+
+    def natural_quadratic(self, root: AbstractRoot) -> Floats:
+        return -0.5 * root.precision_diagonal[:, :1]
+
+    def updated(self, stats: SufficientStats, alive: Booleans, reg_covar: Floats) -> Self:
+        mass, offset = mean_offsets(stats, alive)
+        squared_length = stats.second[:, 0] / mass[:, 0] - (offset**2).sum(axis=1)
+        variances = squared_length / len(reg_covar) + reg_covar[0]
+        return type(self)(np.where(alive, variances, self.values))
+
+    def precisions(self, k: int, d: int) -> Floats:
+        return 1.0 / self.values
+
+    def precisions_cholesky(self, k: int, d: int) -> Floats:
+        return self.root(k, 1).inverse[:, 0]

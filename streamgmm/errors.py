@@ -1,0 +1,45 @@
+"""What can go wrong, one sentence each. Every error says what was found, where, what was expected and the way out."""
+
+
+class StreamGMMError(Exception):
+    """Base of all errors that streamgmm raises on purpose."""
+
+
+class DataError(StreamGMMError, ValueError):
+    """The rows, weights or shapes that were given cannot be learned from."""
+
+
+class DataTypeError(StreamGMMError, TypeError):
+    """The data have a type that is not a real number of at most 64 bits."""
+
+
+class ParameterError(StreamGMMError, ValueError):
+    """A hyper-parameter or a given model parameter has no meaning."""
+
+
+class NumericalError(StreamGMMError, ValueError):
+    """A statistic or covariance cannot be used: not finite, or not positive definite."""
+
+
+class SourceError(StreamGMMError, OSError):
+    """A store could not be opened, or a chunk of it could not be read."""
+
+
+class FileFormatError(StreamGMMError, OSError):
+    """A file is not a streamgmm file, is damaged, or was written by a newer version."""
+
+
+class MemoryPlanError(StreamGMMError, MemoryError):
+    """The work does not fit into memory; raised before anything is read."""
+
+
+class SchedulerError(StreamGMMError, RuntimeError):
+    """The dask scheduler in force cannot run this work."""
+
+
+class DegenerateComponentWarning(UserWarning):
+    """A component has lost its rows; it keeps its mean and covariance while its weight falls."""
+
+
+class RegularisationWarning(UserWarning):
+    """reg_covar is not small against the variance of a feature, so it shapes the result."""

@@ -1,0 +1,42 @@
+"""How work runs: map_reduce with one fixed addition tree, on whatever scheduler dask has in force."""
+
+from __future__ import annotations
+
+import dask
+import dask.base
+import dask.local
+import dask.system
+import dask.threaded
+
+from streamgmm.errors import SchedulerError
+from streamgmm.executors.blas import single_blas_thread
+from streamgmm.executors.local import LocalExecutor
+from streamgmm.executors.serial import FAN_IN, SerialExecutor
+
+__all__ = ["FAN_IN", "LocalExecutor", "SerialExecutor", "pick_executor", "single_blas_thread"]
+
+
+def pick_executor(n_blocks: int, *, in_memory: bool) -> LocalExecutor | SerialExecutor:
+    """The executor for the scheduler that dask has in force; serial where there is one block.
+
+    Rows in memory stay in this process: they run on threads whatever the scheduler. SchedulerError where dask is set
+    to a scheduler that cannot be used.
+    """
+    get = dask.base.get_scheduler() or dask.threaded.get
+    if n_blocks < 2:
+        return SerialExecutor()
+    if get is dask.local.get_sync:
+        return LocalExecutor(get, 1)
+    if get is dask.threaded.get or in_memory:
+        return LocalExecutor(dask.threaded.get, _dask_threads())
+    raise SchedulerError(
+        f"dask is set to run on {getattr(get, '__qualname__', get)}, but rows of a store are read on the 'threads' and "
+        "'synchronous' schedulers. Wrap the call in: with dask.config.set(scheduler='threads')."
+    )
+
+
+def _dask_threads() -> int:
+    """Threads that dask's threaded scheduler will use: its num_workers, its pool, else the cores it may use."""
+    pool = dask.config.get("pool", None)
+    threads = dask.config.get("num_workers", None) or getattr(pool, "_max_workers", None) or dask.system.CPU_COUNT
+    return int(threads)

@@ -1,0 +1,104 @@
+"""The one file format: arrays and a JSON header in a safetensors file. Nothing in it runs code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from streamgmm.errors import FileFormatError
+
+FORMAT = 1
+#: Key of the JSON text in the safetensors header
+HEADER = "streamgmm"
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a file holds. kind: "model". facts: plain JSON values. arrays: named arrays."""
+
+    kind: str
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+
+
+def write(path: str | Path, contents: Contents) -> None:
+    """Write beside ``path``, flush to disk, then replace: a reader sees the old file or the new one, never a part."""
+    target = Path(path)
+    arrays = {name: np.ascontiguousarray(array) for name, array in contents.arrays.items()}
+    header = {
+        "format": FORMAT,
+        "kind": contents.kind,
+        "versions": {name: version(name) for name in ("streamgmm", "numpy", "scipy")},
+        "sha256": {name: _digest(array) for name, array in arrays.items()},
+        "facts": dict(contents.facts),
+    }
+    data = save(arrays, metadata={HEADER: json.dumps(header, sort_keys=True)})
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read(path: str | Path, kind: str) -> Contents:
+    """Read and verify a file of ``kind``. FileFormatError where it is damaged, foreign, newer or of another kind."""
+    if not Path(path).is_file():
+        raise FileFormatError(f"There is no file {str(path)!r}.")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = _header(path, file.metadata())
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(
+            f"{Path(path).name} cannot be read as a streamgmm file ({error}). It is damaged or something else; "
+            "take a backup, or fit again."
+        ) from error
+    if header["kind"] != kind:
+        raise FileFormatError(f"{Path(path).name} holds a {header['kind']}, but a {kind} was asked for.")
+    digests = {name: _digest(array) for name, array in arrays.items()}
+    if digests != header["sha256"]:
+        names = sorted(set(digests.items()) ^ set(header["sha256"].items()))
+        raise FileFormatError(
+            f"{Path(path).name} is damaged: the contents of {sorted({name for name, _ in names})} do not match their "
+            "hashes. Take a backup, or fit again."
+        )
+    return Contents(kind, header["facts"], arrays)
+
+
+def _header(path: str | Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    header: Any = json.loads((metadata or {}).get(HEADER, "null"))
+    if not isinstance(header, dict) or not {"format", "kind", "sha256", "facts"} <= header.keys():
+        raise FileFormatError(f"{Path(path).name} is a safetensors file, but streamgmm did not write it.")
+    if header["format"] != FORMAT:
+        raise FileFormatError(
+            f"{Path(path).name} has format {header['format']}; this version of streamgmm reads format {FORMAT}. "
+            "Install a newer streamgmm to open it."
+        )
+    return header
+
+
+def _digest(array: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()

@@ -1,0 +1,23 @@
+"""What a fit did, one record a pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One read of the data by one model: log_likelihood is the mean per row at the parameters that entered the pass."""
+
+    iteration: int
+    restart: int
+    log_likelihood: float
+    change: float
+    converged: bool
+
+    def __str__(self) -> str:
+        state = "  converged" if self.converged else ""
+        return (
+            f"pass {self.iteration:3d}  start {self.restart}  log-likelihood/row {self.log_likelihood: .6f}  "
+            f"change {self.change: .2e}{state}"
+        )

@@ -1,0 +1,368 @@
+"""Rows to statistics, and statistics to parameters: the two halves of EM.
+
+Everything is feature-major: a tile of b rows is (d, b), so every elementwise step is contiguous. In the packed form
+
+    T = [1; z; Q(z)]   (F, b)      z = (x - shift) * scale
+    L = eta @ T        (k, b)      log joint densities: one matrix product
+    S = R @ T.T        (k, F)      all sufficient statistics: another
+
+where eta are the natural parameters. The packed form subtracts numbers of the size of kappa to get a quadratic form, so
+it loses eps * kappa; where that is too much a component, or a single row, takes the centred form, which subtracts the
+mean from the row first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from streamgmm.covariance import AbstractCovariance
+from streamgmm.covariance.base import mean_offsets
+from streamgmm.covariance.roots import AbstractRoot
+from streamgmm.errors import DataError, NumericalError
+from streamgmm.params import MixtureParams
+from streamgmm.protocols import Block, Booleans, Floats, Integers
+from streamgmm.quadratic import AbstractQuadratic, Outer
+from streamgmm.stats import Frame, PerModel, SufficientStats
+
+OUTER = Outer()
+LOG_2PI = float(np.log(2.0 * np.pi))
+
+#: Largest eps * kappa at which the packed form is used. Errors of densities stay below about ten times this.
+GUARD_LIMIT = 1e-6
+
+#: Log responsibilities are clipped here: below about -708 exp is slow and its results are denormal.
+LOG_FLOOR = -690.0
+
+#: (largest F, rows of a tile): tiles that stay in the cache and still keep two threads out of each other's way.
+TILE_ROWS = ((6, 4096), (64, 2048), (160, 1024))
+TILE_ROWS_BEYOND = 256
+
+
+def tile_rows(n_moments: int) -> int:
+    """Rows of a tile for F features. A constant of the shape, never of the machine: the bits depend on it."""
+    return next((rows for largest, rows in TILE_ROWS if n_moments <= largest), TILE_ROWS_BEYOND)
+
+
+def workspace_bytes(structure: type[AbstractCovariance], k: int, d: int, n_models: int) -> int:
+    """Bytes that e_step allocates beside the rows: features, joint densities, a few copies of a tile, and the sums."""
+    n_moments = 1 + d + structure.quadratic.size(d)
+    rows = tile_rows(n_moments)
+    return 8 * (rows * (n_moments + 4 * d + k * (n_models + 1)) + 2 * n_models * k * n_moments + 2 * d * d)
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Mixture parameters made ready for rows in the coordinates of ``frame``.
+
+    eta: (p, F) natural parameters of the components in packed form, whose numbers are ``packed``; the others are
+    ``centred``. offsets: (k, d) means in z. constants: (k,) log weight plus log density at the mean. reach: (d,) a row
+    with sum reach * z^2 above the guard's limit takes the centred form.
+    """
+
+    frame: Frame
+    quadratic: AbstractQuadratic
+    shared: bool
+    root: AbstractRoot
+    offsets: Floats
+    constants: Floats
+    eta: Floats
+    packed: Integers
+    centred: Integers
+    reach: Floats
+
+    @property
+    def n_components(self) -> int:
+        return len(self.constants)
+
+    @property
+    def n_moments(self) -> int:
+        """F = 1 + d + q."""
+        d = len(self.reach)
+        return 1 + d + self.quadratic.size(d)
+
+    @property
+    def tile_rows(self) -> int:
+        return tile_rows(self.n_moments)
+
+
+def prepare(params: MixtureParams, frame: Frame) -> Scorer:
+    """Cholesky factors, natural parameters and the form that each component takes.
+
+    Raises NumericalError, naming the component, where a covariance is not positive definite.
+    """
+    k, d = params.means.shape
+    covariance = params.covariance.scaled(frame.scale)
+    offsets = (params.means - frame.shift) * frame.scale
+    root = covariance.root(k, d)
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(params.weights)
+    constants = log_weights + root.log_det + frame.log_volume - 0.5 * d * LOG_2PI
+    linear = root.precision_times(offsets)
+    at_zero = constants - 0.5 * (linear * offsets).sum(axis=1)
+    eta = np.concatenate([at_zero[:, None], linear, covariance.natural_quadratic(root)], axis=1)
+    variances = np.diagonal(covariance.dense(k, d), axis1=1, axis2=2)
+    centred = _centred_components(covariance, root.precision_diagonal, offsets, variances)
+    packed = np.flatnonzero(~centred)
+    reach = root.precision_diagonal[packed].max(axis=0, initial=0.0)
+    return Scorer(
+        frame,
+        covariance.quadratic,
+        covariance.shared,
+        root,
+        offsets,
+        constants,
+        eta[packed],
+        packed,
+        np.flatnonzero(centred),
+        reach,
+    )
+
+
+def _centred_components(
+    covariance: AbstractCovariance, precision: Floats, offsets: Floats, variances: Floats
+) -> Booleans:
+    """Which components take the centred form.
+
+    kappa_k = sum_i P_ii (|m_i| + 8 sd_i)^2 bounds the size of the terms that cancel in z^T P z - 2 m^T P z + m^T P m
+    for rows up to eight deviations from the mean; it does not change with the units of any feature.
+    """
+    k, d = offsets.shape
+    kappa = (precision * (np.abs(offsets) + 8.0 * np.sqrt(variances)) ** 2).sum(axis=1)
+    centred = np.finfo(np.float64).eps * kappa > GUARD_LIMIT
+    if covariance.shared:
+        # one common second moment: all components about the frame's origin, or each about its own mean
+        return np.full(k, centred.any())
+    # d (d + 1) / 2 products a row cost more than k small matrix products where components are few
+    return np.asarray(centred | (covariance.quadratic == OUTER and 2 * k < d))
+
+
+class Tile(NamedTuple):
+    """Consecutive rows [row, row + b) of a block, ready to be multiplied.
+
+    features: (F, b) = [1; z; Q(z)], the products only where asked for.  weights: (b,) or None.
+    """
+
+    row: int
+    features: Floats
+    weights: Floats | None
+
+
+def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *, products: bool) -> Iterator[Tile]:
+    """The block in tiles counted from its first row, whatever the pieces it comes in; one buffer serves them all.
+
+    Raises DataError, naming the place, at the first value that is NaN or infinite.
+    """
+    d = len(frame.shift)
+    n_products = quadratic.size(d) if products else 0
+    features = np.empty((1 + d + n_products, min(rows, block.stop - block.start)))
+    features[0] = 1.0
+    weights = np.empty(features.shape[1])
+    row, filled, weighted = block.start, 0, False
+
+    def finished() -> Tile:
+        part = features[:, :filled]
+        _require_finite(part[1 : 1 + d], block, row)
+        if weighted:
+            part[1 : 1 + d, weights[:filled] == 0] = 0.0  # a row that counts for nothing must not overflow either
+        if products:
+            quadratic.expand(part[1 : 1 + d], part[1 + d :])
+        return Tile(row, part, weights[:filled] if weighted else None)
+
+    for piece in block.pieces():
+        start = 0
+        while start < len(piece.rows):
+            stop = min(start + features.shape[1] - filled, len(piece.rows))
+            end = filled + stop - start
+            z = features[1 : 1 + d, filled:end]
+            np.subtract(piece.rows[start:stop].T, frame.shift[:, None], out=z)
+            z *= frame.scale[:, None]
+            if piece.weights is not None:
+                weighted = True
+                weights[filled:end] = piece.weights[start:stop]
+            start, filled = stop, end
+            if filled == features.shape[1]:
+                yield finished()
+                row, filled = row + filled, 0
+    if filled:
+        yield finished()
+
+
+def _require_finite(z: Floats, block: Block, first_row: int) -> None:
+    if np.isfinite(z.sum()):
+        return
+    bad = ~np.isfinite(z)
+    if bad.any():
+        row = int(np.flatnonzero(bad.any(axis=0))[0])
+        column = int(np.flatnonzero(bad[:, row])[0])
+        value = "NaN" if np.isnan(z[column, row]) else "infinity"
+        raise DataError(
+            f"Input contains {value} in {block.locate(first_row + row, column)}. Every value must be finite: remove "
+            "such rows, or fill them in, before fitting or predicting."
+        )
+
+
+def log_joint(scorer: Scorer, tile: Tile, out: Floats) -> None:
+    """log(weight_k) + log N(x | k) for every component and row of a tile, into out (k, b). Nats, the data's units."""
+    features, d = tile.features, len(scorer.reach)
+    z = features[1 : 1 + d]
+    packed = scorer.packed
+    if len(packed) == scorer.n_components:
+        np.matmul(scorer.eta, features, out=out)
+    elif len(packed):
+        out[packed] = scorer.eta @ features
+    if scorer.shared and len(packed):
+        out -= 0.5 * _squared_length(scorer.root.whiten(0, z))
+    for k in scorer.centred:
+        out[k] = _centred_log_joint(scorer, k, z)
+    if len(packed):
+        limit = GUARD_LIMIT / np.finfo(np.float64).eps
+        far = np.flatnonzero(scorer.reach @ (z * z) > limit)
+        if len(far):
+            for k in packed:
+                out[k, far] = _centred_log_joint(scorer, k, z[:, far])
+
+
+def _centred_log_joint(scorer: Scorer, k: int, z: Floats) -> Floats:
+    whitened = scorer.root.whiten(k, z - scorer.offsets[k][:, None])
+    return np.asarray(scorer.constants[k] - 0.5 * _squared_length(whitened))
+
+
+def _squared_length(columns: Floats) -> Floats:
+    return np.einsum("ib,ib->b", columns, columns)
+
+
+def normalise(joint: Floats, block: Block, row: int) -> Floats:
+    """Turn log joint densities (k, b) into responsibilities in place; returns log densities (b,).
+
+    Raises NumericalError for a row so far out that its density is zero under every component.
+    """
+    top = joint.max(axis=0)
+    if not np.isfinite(top).all():
+        bad = int(np.flatnonzero(~np.isfinite(top))[0])
+        raise NumericalError(
+            f"The density of {block.locate(row + bad, 0)} cannot be computed: the row lies so far from every component "
+            "that its squared distance overflows float64. Remove the row, or rescale its features."
+        )
+    joint -= top
+    np.maximum(joint, LOG_FLOOR, out=joint)
+    np.exp(joint, out=joint)
+    total = joint.sum(axis=0)
+    joint /= total
+    return np.asarray(np.log(total) + top)
+
+
+def scored_tiles(scorer: Scorer, block: Block) -> Iterator[tuple[Tile, Floats, Floats]]:
+    """Each tile with its responsibilities (k, b) and log densities (b,); buffers are used again for the next one."""
+    joint = np.empty((scorer.n_components, min(scorer.tile_rows, block.stop - block.start)))
+    for tile in tiles(block, scorer.frame, scorer.quadratic, scorer.tile_rows, products=len(scorer.packed) > 0):
+        part = joint[:, : tile.features.shape[1]]
+        log_joint(scorer, tile, part)
+        yield tile, part, normalise(part, block, tile.row)
+
+
+def e_step(scorers: tuple[Scorer, ...], block: Block) -> PerModel:
+    """The E-step of every model on one block, in one read: a SufficientStats for each scorer.
+
+    The scorers share their frame and structure (the restarts of one fit).
+    """
+    lead = scorers[0]
+    products = any(len(scorer.packed) for scorer in scorers)
+    sums = [_Sums(scorer) for scorer in scorers]
+    joints = [np.empty((scorer.n_components, min(lead.tile_rows, block.stop - block.start))) for scorer in scorers]
+    for tile in tiles(block, lead.frame, lead.quadratic, lead.tile_rows, products=products):
+        for scorer, total, joint in zip(scorers, sums, joints, strict=True):
+            total.learn(scorer, tile, joint[:, : tile.features.shape[1]], block)
+    return PerModel(tuple(total.stats(scorer) for scorer, total in zip(scorers, sums, strict=True)))
+
+
+class _Sums:
+    """Running sums of one model over the tiles of one block."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        d = len(scorer.reach)
+        self.moments = np.zeros((scorer.n_components, scorer.n_moments))
+        self.common = np.zeros(OUTER.size(d) if scorer.shared else 0)
+        self.log_likelihood = 0.0
+        self.weight = 0.0
+        self.n_rows = 0
+
+    def learn(self, scorer: Scorer, tile: Tile, joint: Floats, block: Block) -> None:
+        """Add the statistics of a tile; ``joint`` (k, b) is scratch space."""
+        log_joint(scorer, tile, joint)
+        log_density = normalise(joint, block, tile.row)
+        if tile.weights is not None:
+            joint *= tile.weights
+            log_density *= tile.weights
+        self.log_likelihood += float(log_density.sum())
+        self.weight += float(tile.features.shape[1] if tile.weights is None else tile.weights.sum())
+        self.n_rows += tile.features.shape[1]
+        self._add_moments(scorer, tile, joint)
+
+    def _add_moments(self, scorer: Scorer, tile: Tile, resp: Floats) -> None:
+        d = len(scorer.reach)
+        z = tile.features[1 : 1 + d]
+        if len(scorer.packed) == scorer.n_components:
+            self.moments += resp @ tile.features.T
+        elif len(scorer.packed):
+            self.moments[scorer.packed] += resp[scorer.packed] @ tile.features.T
+        if scorer.shared and len(scorer.packed):
+            row_weights = np.ones(z.shape[1]) if tile.weights is None else tile.weights
+            self.common += OUTER.weighted_sum(z, row_weights)
+        for k in scorer.centred:
+            centred = z - scorer.offsets[k][:, None]
+            self.moments[k, 0] += resp[k].sum()
+            self.moments[k, 1 : 1 + d] += centred @ resp[k]
+            self.moments[k, 1 + d :] += scorer.quadratic.weighted_sum(centred, resp[k])
+            if scorer.shared:
+                self.common += OUTER.weighted_sum(centred, resp[k])
+
+    def stats(self, scorer: Scorer) -> SufficientStats:
+        frame = scorer.frame
+        origin = np.tile(frame.shift, (scorer.n_components, 1))
+        # the mean as the scorer has it: offsets are what was subtracted, bit for bit
+        origin[scorer.centred] = frame.shift + scorer.offsets[scorer.centred] / frame.scale
+        return SufficientStats(
+            scorer.quadratic,
+            self.moments,
+            self.common,
+            origin,
+            frame.scale,
+            self.log_likelihood,
+            self.weight,
+            self.n_rows,
+        )
+
+
+@dataclass(frozen=True)
+class MStepReport:
+    """What the M-step had to do beside the formula. starved: components that kept their mean and covariance."""
+
+    starved: tuple[int, ...]
+
+
+def m_step(stats: SufficientStats, previous: MixtureParams, reg_covar: float) -> tuple[MixtureParams, MStepReport]:
+    """Weights, means and covariances that maximise the expected complete log-likelihood (Dempster et al. 1977, sec. 4).
+
+    reg_covar: added to the variances, in the data's units squared, as scikit-learn does. A component whose share of
+    the rows is lost in rounding keeps the mean and covariance of ``previous``. Raises NumericalError where a statistic
+    is not finite.
+    """
+    if not (np.isfinite(stats.moments).all() and np.isfinite(stats.common).all()):
+        raise NumericalError(
+            "The sufficient statistics are not finite: squares of the data overflow float64. Divide the features by a "
+            "power of ten that brings them below about 1e150."
+        )
+    mass = stats.mass
+    alive = mass > 10.0 * np.finfo(np.float64).eps * stats.weight
+    _, offset = mean_offsets(stats, alive)
+    means = np.where(alive[:, None], stats.origin + offset / stats.scale, previous.means)
+    covariance = (
+        previous.covariance.scaled(stats.scale)
+        .updated(stats, alive, reg_covar * stats.scale**2)
+        .scaled(1.0 / stats.scale)
+    )
+    return MixtureParams(mass / mass.sum(), means, covariance), MStepReport(tuple(map(int, np.flatnonzero(~alive))))

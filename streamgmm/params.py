@@ -1,0 +1,56 @@
+"""The parameters of a Gaussian mixture, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamgmm.covariance import AbstractCovariance
+from streamgmm.linalg import frozen, power_of_two
+from streamgmm.protocols import Floats
+from streamgmm.stats import Frame
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureParams:
+    """weights (k,), means (k, d) and covariances of a mixture, in the data's units."""
+
+    weights: Floats
+    means: Floats
+    covariance: AbstractCovariance
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", frozen(self.weights))
+        object.__setattr__(self, "means", frozen(self.means))
+
+    @property
+    def n_components(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.means.shape[1]
+
+    @property
+    def n_parameters(self) -> int:
+        """Free parameters: covariances, means, and weights that sum to one."""
+        k, d = self.means.shape
+        return self.covariance.n_parameters(k, d) + k * d + k - 1
+
+    def canonical(self) -> MixtureParams:
+        """Components by falling weight, then by mean: the order in which a start that we choose is kept."""
+        order = np.lexsort((*self.means.T[::-1], -self.weights))
+        shared = self.covariance.shared
+        covariance = self.covariance if shared else type(self.covariance)(self.covariance.values[order])
+        return MixtureParams(self.weights[order], self.means[order], covariance)
+
+    def frame(self) -> Frame:
+        """Coordinates about the mixture's own mean, scaled by powers of two near its deviations."""
+        k, d = self.means.shape
+        mean = self.weights @ self.means
+        spread = np.diagonal(self.covariance.dense(k, d), axis1=1, axis2=2) + (self.means - mean) ** 2
+        variances = self.weights @ spread
+        if self.covariance.isotropic:
+            variances = np.full(d, variances.max())
+        return Frame(mean, power_of_two(np.sqrt(variances)))

@@ -1,0 +1,130 @@
+"""The read before fitting: counts, moments, a finite check and a uniform sample of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+
+from streamgmm.errors import DataError, NumericalError
+from streamgmm.kernel import Tile, tiles
+from streamgmm.linalg import power_of_two
+from streamgmm.protocols import Block, Executor, Floats, Integers, Source, blocks_of
+from streamgmm.quadratic import Outer, unpack
+from streamgmm.stats import Frame, SufficientStats
+
+OUTER = Outer()
+SURVEY_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What a run of blocks leaves behind in the pilot read: moments about their own mean, and its rows of the sample.
+
+    sample: (rows, weights) of each block, in order, as views that no merge copies.
+    """
+
+    moments: SufficientStats
+    sample: tuple[tuple[Floats, Floats], ...]
+
+    def __add__(self, other: Survey) -> Survey:
+        """Chan, Golub & LeVeque (1979): both sides are moved to the mean of the two, so that nothing large cancels."""
+        a, b = self.moments, other.moments
+        scale = np.minimum(a.scale, b.scale)
+        mean = _mean_of(a, b)
+        return Survey(a.about(mean, scale) + b.about(mean, scale), self.sample + other.sample)
+
+
+@dataclass(frozen=True, eq=False)
+class Pilot:
+    """What is known of the data before the first pass.
+
+    mean (d,), covariance (d, d): of all rows, in the data's units. n_rows: rows read. weight: the sum of their weights.
+    sample (m, d), sample_weights (m,): rows drawn uniformly without replacement, in row order.
+    """
+
+    mean: Floats
+    covariance: Floats
+    n_rows: int
+    weight: float
+    sample: Floats
+    sample_weights: Floats
+
+    def frame(self, *, isotropic: bool) -> Frame:
+        """Coordinates with the data's mean at zero and deviations in [0.5, 1); one scale for all where isotropic."""
+        variances = np.diagonal(self.covariance)
+        if isotropic:
+            variances = np.full_like(variances, variances.max())
+        return Frame(self.mean, power_of_two(np.sqrt(variances)))
+
+
+def take_pilot(source: Source, executor: Executor, sample_index: Integers) -> Pilot:
+    """Read every row once. sample_index: (m,) rising row numbers to bring back.
+
+    Raises DataError where a value is not finite or all weights are zero; NumericalError where squares overflow.
+    """
+    survey = executor.map_reduce(survey_block, sample_index, blocks_of(source))
+    moments = survey.moments
+    if not moments.weight > 0:
+        raise DataError(
+            f"All {moments.n_rows} rows of {source.name} have weight zero. At least one must count for something."
+        )
+    mean = _mean_of(moments)
+    moments = moments.about(mean, moments.scale)
+    inverse = 1.0 / moments.scale
+    covariance = unpack(moments.second[0], len(mean)) / moments.weight * np.outer(inverse, inverse)
+    if not (np.isfinite(covariance).all() and np.isfinite(mean).all()):
+        feature = int(np.flatnonzero(~np.isfinite(np.diagonal(covariance)))[0])
+        raise NumericalError(
+            f"The variance of feature {feature} of {source.name} overflows float64: its values are beyond about "
+            "1e150. Divide it by a power of ten."
+        )
+    sample = np.concatenate([rows for rows, _ in survey.sample])
+    weights = np.concatenate([weights for _, weights in survey.sample])
+    return Pilot(mean, covariance, moments.n_rows, moments.weight, sample, weights)
+
+
+def survey_block(sample_index: Integers, block: Block) -> Survey:
+    """Moments of one block about its own mean, and those of its rows that are in the sample (row, ascending)."""
+    d = block.n_features
+    plain = Frame(np.zeros(d), np.ones(d))
+    surveys = (
+        Survey(_moments(tile), (_sampled(tile, sample_index),))
+        for tile in tiles(block, plain, OUTER, SURVEY_ROWS, products=False)
+    )
+    return reduce(add, surveys)
+
+
+def _moments(tile: Tile) -> SufficientStats:
+    """The statistics of one tile as a mixture of one, about (almost) its own mean: what merges without cancelling."""
+    x = tile.features[1:]
+    weights = np.ones(x.shape[1]) if tile.weights is None else tile.weights
+    weight = float(weights.sum())
+    start = x[:, :1]
+    origin = start[:, 0] + (x - start) @ weights / (weight or 1.0)
+    centred = (x - origin[:, None]) * (weights > 0)
+    scale = power_of_two(np.abs(centred).max(axis=1))
+    z = centred * scale[:, None]
+    moments = np.concatenate([[weight], z @ weights, OUTER.weighted_sum(z, weights)])
+    return SufficientStats(
+        OUTER, moments[None], np.empty(0), origin[None], scale, log_likelihood=0.0, weight=weight, n_rows=x.shape[1]
+    )
+
+
+def _sampled(tile: Tile, sample_index: Integers) -> tuple[Floats, Floats]:
+    """The sampled rows (m, d) of a tile that count for something, and their weights (m,)."""
+    x = tile.features[1:]
+    ends = np.searchsorted(sample_index, (tile.row, tile.row + x.shape[1]))
+    columns = sample_index[ends[0] : ends[1]] - tile.row
+    weights = np.ones(len(columns)) if tile.weights is None else tile.weights[columns]
+    return x.T[columns][weights > 0], weights[weights > 0]
+
+
+def _mean_of(*parts: SufficientStats) -> Floats:
+    """The mean (d,) of the rows of one or two parts, taken about the origin of the first: exact to rounding."""
+    origin = parts[0].origin[0]
+    weight = sum(part.weight for part in parts) or 1.0
+    offset = sum(part.mass[0] * (part.origin[0] - origin) + part.first[0] / part.scale for part in parts)
+    return np.asarray(origin + offset / weight)

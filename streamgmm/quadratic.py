@@ -1,0 +1,139 @@
+"""The quadratic part of a row's features, and its polar form.
+
+A covariance structure decides which products of a row are summed: all of them, the squares, or the squared length.
+Each is a quadratic map Q with a symmetric bilinear form B, Q(z) = B(z, z), and that is all a change of origin needs:
+Q(z + t) = Q(z) + 2 B(z, t) + Q(t).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamgmm.protocols import Floats
+
+
+class AbstractQuadratic(ABC):
+    """A quadratic map from rows of d features to q products."""
+
+    @abstractmethod
+    def size(self, d: int) -> int:
+        """q, the number of products of a row of d features."""
+
+    @abstractmethod
+    def bilinear(self, a: Floats, b: Floats) -> Floats:
+        """B(a, b), shapes (..., d) and (..., d) to (..., q)."""
+
+    @abstractmethod
+    def stretch(self, factor: Floats) -> Floats:
+        """(q,) factors by which Q(z) grows when z grows by ``factor`` (d,), feature by feature."""
+
+    @abstractmethod
+    def expand(self, z: Floats, out: Floats) -> None:
+        """Write Q of feature-major rows z (d, b) into out (q, b)."""
+
+    @abstractmethod
+    def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
+        """sum_i weights_i Q(z_i) over feature-major rows z (d, b): (q,)."""
+
+
+@dataclass(frozen=True)
+class Outer(AbstractQuadratic):
+    """All products z_i z_j with i <= j, row by row of the upper triangle."""
+
+    def size(self, d: int) -> int:
+        return d * (d + 1) // 2
+
+    def bilinear(self, a: Floats, b: Floats) -> Floats:
+        i, j = np.triu_indices(a.shape[-1])
+        return 0.5 * (a[..., i] * b[..., j] + a[..., j] * b[..., i])
+
+    def stretch(self, factor: Floats) -> Floats:
+        return self.bilinear(factor, factor)
+
+    def expand(self, z: Floats, out: Floats) -> None:
+        first = 0
+        for i in range(len(z)):
+            last = first + len(z) - i
+            np.multiply(z[i], z[i:], out=out[first:last])
+            first = last
+
+    def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
+        return pack((z * weights) @ z.T)
+
+
+@dataclass(frozen=True)
+class Squares(AbstractQuadratic):
+    """The squares z_i^2."""
+
+    def size(self, d: int) -> int:
+        return d
+
+    def bilinear(self, a: Floats, b: Floats) -> Floats:
+        return a * b
+
+    def stretch(self, factor: Floats) -> Floats:
+        return factor * factor
+
+    def expand(self, z: Floats, out: Floats) -> None:
+        np.multiply(z, z, out=out)
+
+    def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
+        return np.asarray((z * z) @ weights)
+
+
+@dataclass(frozen=True)
+class SquaredLength(AbstractQuadratic):
+    """The squared length |z|^2. Its scale must be the same for every feature."""
+
+    def size(self, d: int) -> int:
+        return 1
+
+    def bilinear(self, a: Floats, b: Floats) -> Floats:
+        return np.sum(a * b, axis=-1, keepdims=True)
+
+    def stretch(self, factor: Floats) -> Floats:
+        return factor[:1] * factor[:1]
+
+    def expand(self, z: Floats, out: Floats) -> None:
+        np.einsum("ib,ib->b", z, z, out=out[0])
+
+    def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
+        return np.einsum("ib,ib,b->", z, z, weights).reshape(1)
+
+
+@dataclass(frozen=True)
+class Nothing(AbstractQuadratic):
+    """No product at all: components whose quadratic term is common to all of them."""
+
+    def size(self, d: int) -> int:
+        return 0
+
+    def bilinear(self, a: Floats, b: Floats) -> Floats:
+        return (a * b)[..., :0]
+
+    def stretch(self, factor: Floats) -> Floats:
+        return factor[:0]
+
+    def expand(self, z: Floats, out: Floats) -> None:
+        return None
+
+    def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
+        return np.empty(0)
+
+
+def pack(matrix: Floats) -> Floats:
+    """The upper triangle of symmetric matrices (..., d, d), row by row: (..., d (d + 1) / 2)."""
+    i, j = np.triu_indices(matrix.shape[-1])
+    return matrix[..., i, j]
+
+
+def unpack(packed: Floats, d: int) -> Floats:
+    """Symmetric matrices (..., d, d) from their upper triangles (..., d (d + 1) / 2)."""
+    i, j = np.triu_indices(d)
+    matrix = np.empty((*packed.shape[:-1], d, d))
+    matrix[..., i, j] = packed
+    matrix[..., j, i] = packed
+    return matrix

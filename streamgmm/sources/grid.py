@@ -1,0 +1,28 @@
+"""Arithmetic of canonical blocks: integers in, integers out."""
+
+from __future__ import annotations
+
+from streamgmm.errors import ParameterError
+
+#: Bytes of float64 rows that a canonical block aims at where rows come from a store.
+STORE_BLOCK_BYTES = 32 * 2**20
+
+#: The same for rows in memory: nothing is read, so smaller blocks only spread the work over more threads.
+MEMORY_BLOCK_BYTES = 2 * 2**20
+
+
+def canonical_block_rows(grid_rows: int, n_features: int, target_bytes: int) -> int:
+    """The multiple of ``grid_rows`` whose rows as float64 come nearest to ``target_bytes``; at least one of them.
+
+    A function of the source alone, never of the machine: the last bits of a fit depend on it.
+    """
+    return max(1, round(target_bytes / (8 * n_features * grid_rows))) * grid_rows
+
+
+def checked_block_rows(block_rows: int | None, grid_rows: int, n_features: int, target_bytes: int) -> int:
+    """``block_rows`` as the user gave it, else the canonical one. ParameterError where it is not a positive integer."""
+    if block_rows is None:
+        return canonical_block_rows(grid_rows, n_features, target_bytes)
+    if isinstance(block_rows, bool) or not isinstance(block_rows, int) or block_rows < 1:
+        raise ParameterError(f"block_rows must be a positive whole number of rows or None, but it is {block_rows!r}.")
+    return block_rows

@@ -1,0 +1,134 @@
+"""Rows in a zarr array, read one storage chunk (or shard) at a time where the work runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from streamgmm.errors import SourceError
+from streamgmm.protocols import Piece, Rows
+from streamgmm.sources.dtypes import require_real_rows
+from streamgmm.sources.grid import STORE_BLOCK_BYTES, checked_block_rows
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrBlock:
+    """Rows [start, stop) of a zarr array, as a reference: the array holds its store and metadata, never data."""
+
+    array: zarr.Array[Any]
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def n_features(self) -> int:
+        return int(self.array.shape[1])
+
+    def pieces(self) -> Iterator[Piece]:
+        """One storage chunk (all its columns) at a time. SourceError names the chunk that cannot be read."""
+        grid = _grid(self.array)[0]
+        start = self.start
+        while start < self.stop:
+            stop = min((start // grid + 1) * grid, self.stop)
+            yield Piece(self._read(start, stop), None)
+            start = stop
+
+    def locate(self, row: int, column: int) -> str:
+        rows, columns = _grid(self.array)
+        unit = "chunk" if self.array.shards is None else "shard"
+        return f"row {row}, column {column} ({unit} {row // rows}/{column // columns} of {self.name})"
+
+    def _read(self, start: int, stop: int) -> Rows:
+        try:
+            return np.asarray(self.array[start:stop])
+        except Exception as error:  # codecs raise whatever they like, and none of it says which chunk
+            place = self.locate(start, 0)
+            raise SourceError(
+                f"The rows from {place} on could not be read: {type(error).__name__}: {error}. The chunk is damaged, "
+                "or its store cannot be reached; write the chunk anew, or fix the access."
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrSource:
+    """A zarr array of shape (n, d)."""
+
+    array: zarr.Array[Any]
+    name: str
+    block_rows: int
+    in_memory: bool = False
+
+    @classmethod
+    def of(cls, array: zarr.Array[Any], block_rows: int | None = None) -> ZarrSource:
+        """Raises DataError or DataTypeError where the array is not (n, d) of real numbers."""
+        name = _name_of(array)
+        require_real_rows(array.shape, array.dtype, name)
+        size = checked_block_rows(block_rows, _grid(array)[0], array.shape[1], STORE_BLOCK_BYTES)
+        return cls(array, name, size)
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.array.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        return int(self.array.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.array.dtype)
+
+    @property
+    def grid_rows(self) -> int:
+        return _grid(self.array)[0]
+
+    def block(self, start: int, stop: int) -> ZarrBlock:
+        return ZarrBlock(self.array, self.name, start, stop)
+
+
+def open_zarr(path: str | Path, array: str | None, storage_options: dict[str, Any] | None) -> zarr.Array[Any]:
+    """The array at ``path``, or the one named ``array`` in the group there. SourceError where there is none."""
+    try:
+        node = zarr.open(str(path), mode="r", storage_options=storage_options)
+    except Exception as error:  # stores raise what their transport raises
+        raise SourceError(
+            f"There is no zarr array or group that can be opened at {str(path)!r} ({type(error).__name__}: {error}). "
+            "Check the path, and that the store was written by zarr."
+        ) from error
+    return pick_array(node, array)
+
+
+def pick_array(node: zarr.Array[Any] | zarr.Group, array: str | None) -> zarr.Array[Any]:
+    """The node itself, or its array named ``array``. SourceError lists what a group holds."""
+    if isinstance(node, zarr.Array):
+        if array is not None:
+            raise SourceError(f"{_name_of(node)} is an array, not a group, so array={array!r} names nothing in it.")
+        return node
+    held = sorted(name for name, _ in node.arrays())
+    if array is None:
+        raise SourceError(f"This zarr store is a group of arrays {held}. Say which one with array=NAME.")
+    try:
+        found = node[array]
+    except KeyError:
+        found = None
+    if not isinstance(found, zarr.Array):
+        raise SourceError(f"The zarr group has no array {array!r}; it holds {held}.")
+    return found
+
+
+def _grid(array: zarr.Array[Any]) -> tuple[int, int]:
+    """Rows and columns of the unit that is read whole."""
+    rows, columns = array.shards or array.chunks
+    return int(rows), int(columns)
+
+
+def _name_of(array: zarr.Array[Any]) -> str:
+    """The last part of the store's path and the array's path in it; never a full path, which may hold a credential."""
+    root = getattr(array.store, "root", None)
+    parts = [Path(root).name] if root is not None else []
+    return "/".join([*parts, *array.path.split("/")]).strip("/") or "the zarr array"

@@ -1,0 +1,122 @@
+"""Starting parameters from the sample: greedy k-means++, Lloyd's iterations, then moments of the clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamgmm.covariance import AbstractCovariance
+from streamgmm.errors import DataError
+from streamgmm.params import MixtureParams
+from streamgmm.pilot import Pilot
+from streamgmm.protocols import Floats, Integers
+from streamgmm.streams import Purpose, stream
+
+LLOYD_ITERATIONS = 100
+#: k-means runs of one start; the one with the least inertia is kept. They cost no read.
+KMEANS_RUNS = 10
+
+
+def kmeans_start(pilot: Pilot, structure: type[AbstractCovariance], k: int, seed: int, index: int) -> MixtureParams:
+    """The moments of k clusters of the sample, in canonical order. index: which restart this is.
+
+    Raises DataError where the sample has fewer than k distinct rows.
+    """
+    frame = pilot.frame(isotropic=structure.isotropic)
+    z = (pilot.sample - pilot.mean) * frame.scale
+    labels = kmeans(_coordinates(z, pilot, frame.scale), pilot.sample_weights, k, stream(seed, Purpose.KMEANS, index))
+    weights, means, covariances = _moments(z, pilot.sample_weights, labels, k)
+    covariance = structure.from_dense(covariances).scaled(1.0 / frame.scale)
+    return MixtureParams(weights, pilot.mean + means / frame.scale, covariance).canonical()
+
+
+def _coordinates(z: Floats, pilot: Pilot, scale: Floats) -> Floats:
+    """Coordinates in which the sample has unit variance in every direction; directions without variance fall away."""
+    variances, directions = np.linalg.eigh(pilot.covariance * np.outer(scale, scale))
+    keep = variances > 1e-12 * variances.max(initial=0.0)
+    return np.asarray(z @ (directions[:, keep] / np.sqrt(variances[keep])))
+
+
+def kmeans(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> Integers:
+    """Labels (m,) of the best of several greedy k-means++ starts (Arthur & Vassilvitskii 2007), each followed by Lloyd.
+
+    y: (m, d) rows. weights: (m,). Raises DataError where there are fewer than k distinct rows of positive weight.
+    """
+    runs = [_lloyd(y, weights, _greedy_centres(y, weights, k, rng)) for _ in range(KMEANS_RUNS if k > 1 else 1)]
+    return min(runs, key=lambda run: run[1])[0]
+
+
+def _greedy_centres(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> Floats:
+    """k rows, each the best of 2 + log k candidates drawn with probability proportional to squared distance."""
+    n_trials = 2 + int(np.log(k))
+    chosen = [int(_draw(weights, 1, rng)[0])]
+    nearest = _squared_distances(y, y[chosen])[:, 0]
+    for found in range(1, k):
+        potential = weights * nearest
+        if not potential.sum() > 0:
+            raise DataError(
+                f"Only {found} distinct rows were found among the {len(y)} sampled, but n_components={k}. A mixture "
+                "cannot have more components than distinct rows: lower n_components."
+            )
+        trials = _draw(potential, n_trials, rng)
+        remaining = np.minimum(nearest[:, None], _squared_distances(y, y[trials]))
+        best = int(np.argmin(weights @ remaining))
+        nearest = remaining[:, best]
+        chosen.append(int(trials[best]))
+        nearest[chosen] = 0.0  # distances by expansion leave a rounding error where they should be zero
+    return y[chosen]
+
+
+def _draw(masses: Floats, size: int, rng: np.random.Generator) -> Integers:
+    cumulated = np.cumsum(masses)
+    return np.minimum(np.searchsorted(cumulated, rng.random(size) * cumulated[-1], side="right"), len(masses) - 1)
+
+
+def _lloyd(y: Floats, weights: Floats, centres: Floats) -> tuple[Integers, float]:
+    """Labels and inertia after Lloyd's iterations; a cluster that loses its rows takes the farthest row."""
+    labels = np.full(len(y), -1)
+    for _ in range(LLOYD_ITERATIONS):
+        distances = _squared_distances(y, centres)
+        new = distances.argmin(axis=1)
+        nearest = distances[np.arange(len(y)), new]
+        for empty in np.setdiff1d(np.arange(len(centres)), new[weights > 0]):
+            farthest = int(np.argmax(weights * nearest))
+            new[farthest], nearest[farthest] = empty, 0.0
+        if np.array_equal(new, labels):
+            break
+        labels = new
+        mass, sums = _sums(y, weights, labels, len(centres))
+        centres = sums / mass[:, None]
+    return labels, float(weights @ nearest)
+
+
+def _squared_distances(y: Floats, centres: Floats) -> Floats:
+    """(m, c) squared distances by expansion, never below zero."""
+    lengths = np.einsum("id,id->i", y, y)[:, None] + np.einsum("id,id->i", centres, centres)
+    return np.maximum(lengths - 2.0 * (y @ centres.T), 0.0)
+
+
+def _sums(y: Floats, weights: Floats, labels: Integers, k: int) -> tuple[Floats, Floats]:
+    """Weight (k,) and weighted sum (k, d) of each cluster."""
+    resp = np.zeros((k, len(y)))
+    resp[labels, np.arange(len(y))] = weights
+    return resp.sum(axis=1), resp @ y
+
+
+def _moments(z: Floats, weights: Floats, labels: Integers, k: int) -> tuple[Floats, Floats, Floats]:
+    """Weights (k,), means (k, d) and covariances (k, d, d) of clusters.
+
+    A covariance is drawn towards a sphere of its own size as if by d + 2 further rows, so that a cluster of few rows
+    has one too; a cluster without any spread takes a share of the whole data's.
+    """
+    d = z.shape[1]
+    mass, sums = _sums(z, weights, labels, k)
+    means = sums / mass[:, None]
+    covariances = np.empty((k, d, d))
+    whole = float(np.average(((z - z.mean(axis=0)) ** 2).mean(axis=1), weights=weights))
+    prior = d + 2.0
+    for j in range(k):
+        centred = z[labels == j] - means[j]
+        scatter = (centred.T * weights[labels == j]) @ centred
+        size = np.trace(scatter) / (d * mass[j]) or whole * k ** (-2.0 / d)
+        covariances[j] = (scatter + prior * size * np.eye(d)) / (mass[j] + prior)
+    return mass / mass.sum(), means, covariances
