@@ -37,6 +37,10 @@ class SchedulerError(StreamGMMError, RuntimeError):
     """The dask scheduler in force cannot run this work."""
 
 
+class MissingPackageError(StreamGMMError, ImportError):
+    """An optional package is not installed."""
+
+
 class DegenerateComponentWarning(UserWarning):
     """A component has lost its rows; it keeps its mean and covariance while its weight falls."""
 

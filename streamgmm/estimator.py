@@ -21,8 +21,14 @@ from streamgmm.checks import (
     checked_weights,
 )
 from streamgmm.covariance import STRUCTURES, AbstractCovariance
-from streamgmm.errors import DataError, DegenerateComponentWarning, FileFormatError, RegularisationWarning
-from streamgmm.executors import FAN_IN, pick_executor, single_blas_thread
+from streamgmm.errors import (
+    DataError,
+    DegenerateComponentWarning,
+    FileFormatError,
+    ParameterError,
+    RegularisationWarning,
+)
+from streamgmm.executors import FAN_IN, memory_scheduler, pick_executor, single_blas_thread
 from streamgmm.history import PassRecord
 from streamgmm.kernel import e_step, prepare, workspace_bytes
 from streamgmm.params import MixtureParams
@@ -160,6 +166,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self._publish(result, seed, plan)
         return self
 
+    def plan(self, X: Any) -> Plan:
+        """What a pass over X would read and how much memory it would take. Reads no row; MemoryPlanError as in fit."""
+        check_hyper_parameters(self.get_params(deep=False))
+        return self._plan(open_source(X))[1]
+
     def fit_predict(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> Any:
         """Fit, then the label of every row: the component with the largest responsibility."""
         return self.fit(X, sample_weight=sample_weight).predict(X)
@@ -207,7 +218,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return em(
             read,
             self._starts(structure, pilot, seed),
-            tol=DEFAULT_TOL if self.tol is None else self.tol,
+            tol=self._tol(),
             max_iter=self.max_iter,
             reg_covar=self.reg_covar,
             report=self._report,
@@ -216,8 +227,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _starts(self, structure: type[AbstractCovariance], pilot: Pilot, seed: int) -> list[MixtureParams]:
         """The starting parameters of each restart: those of the last fit, given ones, or moments of clusters."""
         k, d = self.n_components, len(pilot.mean)
-        if self.warm_start and hasattr(self, "weights_") and np.shape(self.means_) == (k, d):
-            return [self._params()]
+        if self.warm_start and hasattr(self, "weights_"):
+            return [self._last_params(structure, k, d)]
         weights = None if self.weights_init is None else checked_weights(self.weights_init, k, "weights_init")
         means = None if self.means_init is None else checked_means(self.means_init, k, d, "means_init")
         precisions = self.precisions_init
@@ -233,6 +244,16 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
             for start in found
         ]
+
+    def _last_params(self, structure: type[AbstractCovariance], k: int, d: int) -> MixtureParams:
+        """The parameters of the fit before, for a warm start."""
+        if np.shape(self.means_) != (k, d) or np.shape(self.covariances_) != structure.shape(k, d):
+            raise ParameterError(
+                f"warm_start continues from means of shape {np.shape(self.means_)} and covariances of shape "
+                f"{np.shape(self.covariances_)}, but this fit has {k} components in {d} features with covariance_type="
+                f"{structure.kind!r}. Set warm_start=False, or give the parameters back their old values."
+            )
+        return self._params()
 
     def _publish(self, result: FitResult, seed: int, plan: Plan) -> None:
         self._set_params(result.params)
@@ -251,11 +272,15 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
         if not self.converged_ and self.max_iter > 0:
             warnings.warn(
-                f"The fit did not converge in {self.max_iter} passes: the mean log-likelihood still changed by more "
-                "than tol. Raise max_iter or tol, try another start, or check for degenerate data.",
+                f"The fit did not converge in {self.max_iter} passes: the mean log-likelihood still changed by "
+                f"{_last_change(self.lower_bounds_):.3g} nats a row, more than tol={self._tol():g}. Raise max_iter or "
+                "tol, try another start, or check for degenerate data.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
+
+    def _tol(self) -> float:
+        return DEFAULT_TOL if self.tol is None else self.tol
 
     def _warn_regularisation(self, pilot: Pilot) -> None:
         variances = np.diagonal(pilot.covariance)
@@ -269,7 +294,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
 
     def _report(self, record: PassRecord) -> None:
-        self._say(str(record), printed=record.converged or record.iteration % self.verbose_interval == 0)
+        last = record.converged or record.iteration == self.max_iter
+        self._say(str(record), printed=last or record.iteration % self.verbose_interval == 0)
 
     def _say(self, line: str, *, printed: bool) -> None:
         logger.info(line)
@@ -328,8 +354,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         with single_blas_thread():
             if source.n_rows <= source.block_rows:
                 return score_block(scorer, result, source.block(0, source.n_rows))
-            scheduler = "threads" if pick_executor(2, in_memory=True).n_threads > 1 else "synchronous"
-            return lazy_rows(scorer, result, source).compute(scheduler=scheduler)
+            return lazy_rows(scorer, result, source).compute(scheduler=memory_scheduler())
 
     def _totals(self, X: Any, sample_weight: Any = None) -> tuple[float, float]:
         """Log-likelihood and weight of all rows."""
@@ -415,6 +440,10 @@ def load(path: str | Path) -> GaussianMixture:
             f"{Path(path).name} does not describe a mixture ({error}). Take a backup, or fit again."
         ) from error
     return model
+
+
+def _last_change(lower_bounds: list[float]) -> float:
+    return lower_bounds[-1] - lower_bounds[-2] if len(lower_bounds) > 1 else np.inf
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class PassRecord:
 
     def __str__(self) -> str:
         state = "  converged" if self.converged else ""
+        change = f"{self.change: .2e}" if isfinite(self.change) else "-"
         return (
             f"pass {self.iteration:3d}  start {self.restart}  log-likelihood/row {self.log_likelihood: .6f}  "
-            f"change {self.change: .2e}{state}"
+            f"change {change}{state}"
         )

@@ -59,8 +59,8 @@ class Scorer:
     """Mixture parameters made ready for rows in the coordinates of ``frame``.
 
     eta: (p, F) natural parameters of the components in packed form, whose numbers are ``packed``; the others are
-    ``centred``. offsets: (k, d) means in z. constants: (k,) log weight plus log density at the mean. reach: (d,) a row
-    with sum reach * z^2 above the guard's limit takes the centred form.
+    ``centred``. offsets: (k, d) means in z. constants: (k,) log weight plus log density of z at the mean.
+    reach: (d,) a row with sum reach * z^2 above the guard's limit takes the centred form.
     """
 
     frame: Frame
@@ -100,7 +100,7 @@ def prepare(params: MixtureParams, frame: Frame) -> Scorer:
     root = covariance.root(k, d)
     with np.errstate(divide="ignore"):
         log_weights = np.log(params.weights)
-    constants = log_weights + root.log_det + frame.log_volume - 0.5 * d * LOG_2PI
+    constants = log_weights + root.log_det - 0.5 * d * LOG_2PI
     linear = root.precision_times(offsets)
     at_zero = constants - 0.5 * (linear * offsets).sum(axis=1)
     eta = np.concatenate([at_zero[:, None], linear, covariance.natural_quadratic(root)], axis=1)
@@ -206,7 +206,11 @@ def _require_finite(z: Floats, block: Block, first_row: int) -> None:
 
 
 def log_joint(scorer: Scorer, tile: Tile, out: Floats) -> None:
-    """log(weight_k) + log N(x | k) for every component and row of a tile, into out (k, b). Nats, the data's units."""
+    """log(weight_k) + log N(z | k) for every component and row of a tile, into out (k, b): nats, in the units of z.
+
+    The data's units differ by the frame's log volume, which callers add last: so a change of units by powers of two
+    changes no bit of a responsibility.
+    """
     features, d = tile.features, len(scorer.reach)
     z = features[1 : 1 + d]
     packed = scorer.packed
@@ -256,12 +260,15 @@ def normalise(joint: Floats, block: Block, row: int) -> Floats:
 
 
 def scored_tiles(scorer: Scorer, block: Block) -> Iterator[tuple[Tile, Floats, Floats]]:
-    """Each tile with its responsibilities (k, b) and log densities (b,); buffers are used again for the next one."""
+    """Each tile with responsibilities (k, b) and log densities (b,), nats in the data's units.
+
+    Buffers are used again for the next tile.
+    """
     joint = np.empty((scorer.n_components, min(scorer.tile_rows, block.stop - block.start)))
     for tile in tiles(block, scorer.frame, scorer.quadratic, scorer.tile_rows, products=len(scorer.packed) > 0):
         part = joint[:, : tile.features.shape[1]]
         log_joint(scorer, tile, part)
-        yield tile, part, normalise(part, block, tile.row)
+        yield tile, part, normalise(part, block, tile.row) + scorer.frame.log_volume
 
 
 def e_step(scorers: tuple[Scorer, ...], block: Block) -> PerModel:
@@ -331,7 +338,7 @@ class _Sums:
             self.common,
             origin,
             frame.scale,
-            self.log_likelihood,
+            self.log_likelihood + self.weight * frame.log_volume,
             self.weight,
             self.n_rows,
         )

@@ -82,8 +82,8 @@ def make_plan(
             f"A pass over {source.name} needs {_size(peak)} at its peak, but {_size(limit)} are there: libraries "
             f"{_size(LIBRARY_BYTES)}, {n_threads} threads x ({_size(chunk_bytes)} for a chunk of "
             f"{source.grid_rows:,} rows + {_size(workspace_bytes)} of work space), statistics {_size(values)}, sample "
-            f"{_size(sample_bytes)}. Use fewer threads (dask.config.set(num_workers=1)), rechunk the store to fewer "
-            "rows a chunk, or lower n_components."
+            f"{_size(sample_bytes)}. Use fewer threads (dask.config.set(num_workers=1), or DASK_NUM_WORKERS=1 in the "
+            "environment), rechunk the store to fewer rows a chunk, or lower n_components."
         )
     return Plan(
         source.name,

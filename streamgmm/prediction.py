@@ -1,15 +1,22 @@
-"""One result a row: the kernel over any source, lazy as a dask array with the source's own row chunks."""
+"""One result a row: lazy as a dask array with the source's own row chunks, or written to zarr in the same chunks."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from threading import Condition
 from typing import Any
 from uuid import uuid4
 
 import dask.array as da
 import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
 
 from streamgmm.kernel import Scorer, scored_tiles
 from streamgmm.protocols import Block, Floats, Source
@@ -96,3 +103,75 @@ def total_block(scorer: Scorer, block: Block) -> Totals:
         log_likelihood += float(weights @ log_density)
         weight += float(weights.sum())
     return Totals(log_likelihood, weight)
+
+
+def create_array(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: Any, **options: Any) -> Any:
+    """A zarr array of our own: every chunk is written and carries a checksum, so a lost or damaged one is seen."""
+    return zarr.create_array(
+        str(path),
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        compressors=ZstdCodec(checksum=True),
+        config={"write_empty_chunks": True},
+        **options,
+    )
+
+
+class _Target:
+    """What tasks write labels to: counts the rows, and once closed takes no more.
+
+    After one task has failed dask leaves the others running; they must not write into what is being removed.
+    """
+
+    def __init__(self, array: Any, written: Callable[[int], None]) -> None:
+        self._array = array
+        self._written = written
+        self._gate = Condition()
+        self._writing = 0
+        self._closed = False
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        with self._gate:
+            if self._closed:
+                return
+            self._writing += 1
+        try:
+            self._array[index] = values
+            self._written(len(values))
+        finally:
+            with self._gate:
+                self._writing -= 1
+                self._gate.notify_all()
+
+    def close(self) -> None:
+        """Returns when the last write under way has ended."""
+        with self._gate:
+            self._closed = True
+            self._gate.wait_for(lambda: self._writing == 0)
+
+
+def write_rows(rows: da.Array, path: Path, written: Callable[[int], None]) -> None:
+    """Compute lazy rows (n,) into a zarr array with the same row chunks; ``written`` hears of every chunk's rows.
+
+    The chunks of both are alike, so no two tasks touch one. Written beside ``path``, then renamed: what stands there
+    is whole.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        array = create_array(temporary, rows.shape, (rows.chunks[0][0],), rows.dtype, fill_value=-1)
+        target: Any = _Target(array, written)
+        with closing(target):
+            da.store(rows, target, lock=False)
+        _replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Rename ``temporary`` to ``path``; a folder that stood there goes last."""
+    old = path.with_name(f".{path.name}.{uuid4().hex}")
+    if path.exists():
+        os.replace(path, old)
+    os.replace(temporary, path)
+    shutil.rmtree(old, ignore_errors=True)

@@ -12,8 +12,8 @@ from streamgmm.protocols import Floats, Integers
 from streamgmm.streams import Purpose, stream
 
 LLOYD_ITERATIONS = 100
-#: k-means runs of one start; the one with the least inertia is kept. They cost no read.
-KMEANS_RUNS = 10
+#: k-means runs in each metric; the one with the least inertia is kept. They cost no read.
+KMEANS_RUNS = 8
 
 
 def kmeans_start(pilot: Pilot, structure: type[AbstractCovariance], k: int, seed: int, index: int) -> MixtureParams:
@@ -23,17 +23,37 @@ def kmeans_start(pilot: Pilot, structure: type[AbstractCovariance], k: int, seed
     """
     frame = pilot.frame(isotropic=structure.isotropic)
     z = (pilot.sample - pilot.mean) * frame.scale
-    labels = kmeans(_coordinates(z, pilot, frame.scale), pilot.sample_weights, k, stream(seed, Purpose.KMEANS, index))
+    rng = stream(seed, Purpose.KMEANS, index)
+    metrics = _metrics(pilot.covariance * np.outer(frame.scale, frame.scale), isotropic=structure.isotropic)
+    partitions = [kmeans(z @ metric, pilot.sample_weights, k, rng) for metric in metrics]
+    labels = min(partitions, key=lambda labels: _log_det_within(z, pilot.sample_weights, labels, k))
     weights, means, covariances = _moments(z, pilot.sample_weights, labels, k)
     covariance = structure.from_dense(covariances).scaled(1.0 / frame.scale)
     return MixtureParams(weights, pilot.mean + means / frame.scale, covariance).canonical()
 
 
-def _coordinates(z: Floats, pilot: Pilot, scale: Floats) -> Floats:
-    """Coordinates in which the sample has unit variance in every direction; directions without variance fall away."""
-    variances, directions = np.linalg.eigh(pilot.covariance * np.outer(scale, scale))
+def _metrics(covariance: Floats, *, isotropic: bool) -> tuple[Floats, ...]:
+    """Linear maps of z to the coordinates in which clusters are sought.
+
+    Whitened: unit variance in every direction, so that elongated data are no obstacle (directions without variance
+    fall away). Along the axes: unit variance of each feature, where clusters in many features stay farther apart than
+    in whitened coordinates, which shrink just the directions in which they differ. Isotropic: the data's own metric.
+    """
+    if isotropic:
+        return (np.eye(len(covariance)),)
+    variances, directions = np.linalg.eigh(covariance)
     keep = variances > 1e-12 * variances.max(initial=0.0)
-    return np.asarray(z @ (directions[:, keep] / np.sqrt(variances[keep])))
+    deviations = np.sqrt(np.diagonal(covariance))
+    along_axes = np.diag(1.0 / np.where(deviations > 0, deviations, 1.0))
+    return directions[:, keep] / np.sqrt(variances[keep]), along_axes
+
+
+def _log_det_within(z: Floats, weights: Floats, labels: Integers, k: int) -> float:
+    """log |pooled within-cluster scatter|, the same ranking in all linear coordinates (Friedman & Rubin 1967)."""
+    mass, sums = _sums(z, weights, labels, k)
+    centred = z - (sums / mass[:, None])[labels]
+    variances = np.linalg.eigvalsh((centred.T * weights) @ centred / weights.sum())
+    return float(np.log(np.maximum(variances, 1e-12)).sum())
 
 
 def kmeans(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> Integers:

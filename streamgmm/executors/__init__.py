@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import dask
 import dask.base
 import dask.local
@@ -13,7 +16,7 @@ from streamgmm.executors.blas import single_blas_thread
 from streamgmm.executors.local import LocalExecutor
 from streamgmm.executors.serial import FAN_IN, SerialExecutor
 
-__all__ = ["FAN_IN", "LocalExecutor", "SerialExecutor", "pick_executor", "single_blas_thread"]
+__all__ = ["FAN_IN", "LocalExecutor", "SerialExecutor", "memory_scheduler", "pick_executor", "single_blas_thread"]
 
 
 def pick_executor(n_blocks: int, *, in_memory: bool) -> LocalExecutor | SerialExecutor:
@@ -22,17 +25,23 @@ def pick_executor(n_blocks: int, *, in_memory: bool) -> LocalExecutor | SerialEx
     Rows in memory stay in this process: they run on threads whatever the scheduler. SchedulerError where dask is set
     to a scheduler that cannot be used.
     """
-    get = dask.base.get_scheduler() or dask.threaded.get
     if n_blocks < 2:
         return SerialExecutor()
+    get = memory_scheduler() if in_memory else dask.base.get_scheduler() or dask.threaded.get
     if get is dask.local.get_sync:
         return LocalExecutor(get, 1)
-    if get is dask.threaded.get or in_memory:
-        return LocalExecutor(dask.threaded.get, _dask_threads())
+    if get is dask.threaded.get:
+        return LocalExecutor(get, _dask_threads())
     raise SchedulerError(
         f"dask is set to run on {getattr(get, '__qualname__', get)}, but rows of a store are read on the 'threads' and "
         "'synchronous' schedulers. Wrap the call in: with dask.config.set(scheduler='threads')."
     )
+
+
+def memory_scheduler() -> Callable[..., Any]:
+    """dask's get function for rows in memory: synchronous where that is in force, else threads of this process."""
+    synchronous = dask.base.get_scheduler() is dask.local.get_sync
+    return dask.local.get_sync if synchronous else dask.threaded.get
 
 
 def _dask_threads() -> int:

@@ -1,0 +1,444 @@
+"""The command line: what it writes equals what Python gives, and what goes wrong is one sentence and exit code 1."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import Result
+from rich.console import Console
+from typer.testing import CliRunner
+
+import streamgmm
+from streamgmm import GaussianMixture, cli, load, prediction
+from streamgmm.synthetic import random_mixture
+
+ROWS = 40_000
+COMMANDS = ("demo", "fit", "predict", "info")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def error_of(*arguments: object) -> str:
+    """The one line on stderr of a command that must fail."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert result.stderr.endswith(f"{lines[0]}\n")
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A folder in which the demo has run, and what it said."""
+    folder = tmp_path_factory.mktemp("cli")
+    return folder, succeed("demo", folder / "demo", "--rows", ROWS)
+
+
+@pytest.fixture
+def store(finished: tuple[Path, Result]) -> Path:
+    return finished[0] / "demo" / "rows.zarr"
+
+
+@pytest.fixture
+def model(finished: tuple[Path, Result]) -> Path:
+    return finished[0] / "demo" / "model.sgmm"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A store of 2,500 x 3 rows in chunks of 1,000."""
+    rows = random_mixture(2, 3, 4.0, 0).rows(2_500, 0)[0]
+    zarr.create_array(str(tmp_path / "small.zarr"), data=rows, chunks=(1_000, 3))
+    return tmp_path / "small.zarr"
+
+
+# -- demo ----------------------------------------------------------------------------------------------------------
+
+
+def test_demo_says_what_it_writes_reads_and_finds(finished: tuple[Path, Result]) -> None:
+    folder, result = finished
+    assert "Writing 40,000 rows x 4 features float32 (0.64 MB in 1 chunks) to" in result.stderr
+    assert "rows.zarr: 40,000 rows x 4 features, 640 kB a pass" in result.stderr
+    passes = re.findall(r"^pass +\d+ .*$", result.stderr, re.MULTILINE)
+    assert passes[-1].endswith("converged")
+    assert len(passes) == load(folder / "demo" / "model.sgmm").n_iter_
+    assert len(re.findall(r"^\d true ", result.stdout, re.MULTILINE)) == 5
+    assert len(re.findall(r"^  fitted ", result.stdout, re.MULTILINE)) == 5
+    for name in cli.DEMO_FILES:
+        assert str(folder / "demo" / name) in result.stdout.replace("\n", "")
+        assert (folder / "demo" / name).exists()
+    assert (folder / "demo" / "mixture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_recovers_the_truth(finished: tuple[Path, Result]) -> None:
+    found = re.search(r"of a mean: ([\d.]+) .* component: ([\d.]+)\)", finished[1].stdout)
+    assert found is not None
+    assert float(found[1]) < 5 * float(found[2])
+    truth = random_mixture(cli.DEMO_COMPONENTS, cli.DEMO_FEATURES, cli.DEMO_SEPARATION, 0)
+    fitted = load(finished[0] / "demo" / "model.sgmm")
+    order = truth.match(fitted.means_)
+    distance = np.abs(fitted.means_[order] - truth.means) / truth.deviations
+    assert distance.max() == pytest.approx(float(found[1]), abs=1e-4)
+    assert np.abs(fitted.weights_[order] - truth.weights).max() < 5 * np.sqrt(0.25 / ROWS)
+
+
+def test_demo_rows_are_checksummed_and_complete(store: Path) -> None:
+    array = zarr.open_array(str(store), mode="r")
+    assert array.metadata.zarr_format == 3
+    assert '"checksum":true' in (store / "zarr.json").read_text().replace(" ", "")
+    assert np.isnan(array.fill_value)
+    truth = random_mixture(cli.DEMO_COMPONENTS, cli.DEMO_FEATURES, cli.DEMO_SEPARATION, 0)
+    np.testing.assert_array_equal(array[:], truth.rows(ROWS, 0)[0].astype(np.float32))
+
+
+def test_demo_writes_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "DEMO_CHUNK_ROWS", 1_000)
+    succeed("demo", tmp_path, "--rows", 2_500, "--seed", 3)
+    array = zarr.open_array(str(tmp_path / "rows.zarr"), mode="r")
+    truth = random_mixture(cli.DEMO_COMPONENTS, cli.DEMO_FEATURES, cli.DEMO_SEPARATION, 3)
+    expected = np.concatenate([rows for rows, _ in truth.chunks(2_500, 1_000, 3)])
+    np.testing.assert_array_equal(array[:], expected.astype(np.float32))
+    assert array.nchunks_initialized == 3
+
+
+def test_demo_runs_again_in_its_own_folder(tmp_path: Path) -> None:
+    succeed("demo", tmp_path, "--rows", 3_000)
+    before = (tmp_path / "model.sgmm").read_bytes()
+    succeed("demo", tmp_path, "--rows", 3_000)
+    assert (tmp_path / "model.sgmm").read_bytes() == before
+
+
+@pytest.mark.parametrize("theirs", ["rows.zarr", "model.sgmm"])
+def test_demo_leaves_what_is_not_its_own(tmp_path: Path, theirs: str) -> None:
+    if theirs == "rows.zarr":
+        zarr.create_array(str(tmp_path / theirs), data=np.ones((3, 2)))
+    else:
+        (tmp_path / theirs).write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    assert f"holds {theirs}, which the demo did not write. Give it another folder." in error_of("demo", tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_demo_without_matplotlib_ends_with_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = succeed("demo", tmp_path, "--rows", 3_000)
+    assert "No picture: " in result.stderr
+    assert "pip install streamgmm[plot]" in result.stderr
+    assert (tmp_path / "model.sgmm").exists()
+    assert "mixture.png" not in result.output
+
+
+# -- fit -----------------------------------------------------------------------------------------------------------
+
+
+def test_fit_is_the_fit_of_python(store: Path, tmp_path: Path) -> None:
+    result = succeed("fit", store, "-k", 5, "-o", tmp_path / "m.sgmm")
+    saved, ours = load(tmp_path / "m.sgmm"), GaussianMixture(5, random_state=0).fit(str(store))
+    np.testing.assert_array_equal(saved.means_, ours.means_)
+    np.testing.assert_array_equal(saved.covariances_, ours.covariances_)
+    assert f"converged after {ours.n_iter_} passes, lower bound {ours.lower_bound_:.6g} nats a row" in result.stdout
+    assert result.stderr.count("\npass ") == ours.n_iter_
+
+
+def test_fit_hands_every_option_on(small: Path, tmp_path: Path) -> None:
+    group = zarr.open_group(str(tmp_path / "group.zarr"), mode="w")
+    group.create_array("a", data=zarr.open_array(str(small))[:], chunks=(1_000, 3))
+    options = "--array a -k 2 --covariance-type diag --tol 0.5 --reg-covar 0.001 --max-iter 7 --n-init 2 --seed 5"
+    succeed("fit", tmp_path / "group.zarr", *options.split(), "-o", tmp_path / "m.sgmm")
+    given = load(tmp_path / "m.sgmm").get_params()
+    expected = GaussianMixture(
+        2, covariance_type="diag", tol=0.5, reg_covar=0.001, max_iter=7, n_init=2, random_state=5
+    ).get_params()
+    assert given == expected
+
+
+def test_fit_warns_in_one_line_where_it_did_not_converge(store: Path, tmp_path: Path) -> None:
+    result = succeed("fit", store, "-k", 5, "--max-iter", 2, "-o", tmp_path / "m.sgmm")
+    warned = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
+    assert len(warned) == 1
+    assert "did not converge in 2 passes" in warned[0]
+    assert "not converged after 2 passes" in result.stdout
+
+
+def test_fit_replaces_a_model_only_when_told(small: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.sgmm"
+    output.write_text("precious")
+    assert "exists already. Add --overwrite" in error_of("fit", small, "-o", output)
+    assert output.read_text() == "precious"
+    succeed("fit", small, "-o", output, "--overwrite")
+    assert load(output).n_components == 1
+
+
+def test_the_log_is_left_as_it_was(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("streamgmm")
+    monkeypatch.setattr(log, "level", logging.ERROR)
+    handlers = list(log.handlers)
+    succeed("fit", small, "-o", tmp_path / "m.sgmm")
+    assert (log.handlers, log.level) == (handlers, logging.ERROR)
+
+
+# -- predict -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(small: Path, tmp_path: Path) -> Path:
+    """A model of two components fitted to the small store."""
+    GaussianMixture(2, random_state=0).fit(str(small)).save(tmp_path / "two.sgmm")
+    return tmp_path / "two.sgmm"
+
+
+def test_predict_writes_the_labels_in_the_chunks_of_the_store(small: Path, two: Path, tmp_path: Path) -> None:
+    result = succeed("predict", small, two, "-o", tmp_path / "labels.zarr")
+    labels = zarr.open_array(str(tmp_path / "labels.zarr"), mode="r")
+    assert labels.chunks == (1_000,)
+    assert labels.nchunks_initialized == 3
+    np.testing.assert_array_equal(labels[:], load(two).predict(zarr.open_array(str(small))[:]))
+    assert set(np.unique(labels[:])) == {0, 1}
+    assert "labels.zarr: 2,500 labels int64 in 3 chunks of 1,000" in result.stdout.replace("\n", "")
+
+
+def test_predict_writes_every_chunk_once(
+    small: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    plain = prediction._Target.__setitem__
+
+    def noted(self: prediction._Target, index: tuple[slice], values: np.ndarray) -> None:
+        written.append((index[0].start, index[0].stop))
+        plain(self, index, values)
+
+    monkeypatch.setattr(prediction._Target, "__setitem__", noted)
+    succeed("predict", small, two, "-o", tmp_path / "labels.zarr")
+    assert sorted(written) == [(0, 1_000), (1_000, 2_000), (2_000, 2_500)]
+
+
+def test_predict_on_shards_writes_a_chunk_a_shard(two: Path, tmp_path: Path) -> None:
+    rows = random_mixture(2, 3, 4.0, 0).rows(2_500, 0)[0]
+    zarr.create_array(str(tmp_path / "s.zarr"), data=rows, chunks=(100, 3), shards=(500, 3))
+    succeed("predict", tmp_path / "s.zarr", two, "-o", tmp_path / "labels.zarr")
+    labels = zarr.open_array(str(tmp_path / "labels.zarr"), mode="r")
+    assert labels.chunks == (500,)
+    np.testing.assert_array_equal(labels[:], load(two).predict(rows))
+
+
+def test_predict_replaces_labels_only_when_told(small: Path, two: Path, tmp_path: Path) -> None:
+    output = tmp_path / "labels.zarr"
+    zarr.create_array(str(output), data=np.full(4, 9))
+    assert "exists already. Add --overwrite" in error_of("predict", small, two, "-o", output)
+    assert zarr.open_array(str(output), mode="r").shape == (4,)
+    succeed("predict", small, two, "-o", output, "--overwrite")
+    assert zarr.open_array(str(output), mode="r").shape == (2_500,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.zarr", "small.zarr", "two.sgmm"]
+
+
+def test_predict_never_replaces_rows_or_foreign_folders(small: Path, two: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    not_a_store = error_of("predict", small, two, "-o", tmp_path / "thesis", "--overwrite")
+    assert "is not a zarr store, so it is not replaced" in not_a_store
+    assert "holds the rows that would be read" in error_of("predict", small, two, "-o", small, "--overwrite")
+    assert "holds the rows that would be read" in error_of("predict", small, two, "-o", tmp_path, "--overwrite")
+    assert zarr.open_array(str(small), mode="r").shape == (2_500, 3)
+
+
+def test_a_chunk_that_cannot_be_read_leaves_the_old_labels(small: Path, two: Path, tmp_path: Path) -> None:
+    output = tmp_path / "labels.zarr"
+    zarr.create_array(str(output), data=np.full(4, 9))
+    (small / "c" / "1" / "0").write_bytes(b"broken")
+    error = error_of("predict", small, two, "-o", output, "--overwrite")
+    assert "chunk 1/0 of small.zarr" in error
+    np.testing.assert_array_equal(zarr.open_array(str(output), mode="r")[:], np.full(4, 9))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.zarr", "small.zarr", "two.sgmm"]
+
+
+def test_chunks_that_hold_only_the_fill_value_are_written_too(tmp_path: Path) -> None:
+    array = prediction.create_array(tmp_path / "a.zarr", (4,), (2,), np.int64, fill_value=-1)
+    array[:] = -1
+    assert array.nchunks_initialized == 2
+
+
+def test_a_closed_target_waits_for_writes_and_takes_no_more() -> None:
+    entered, release, written = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def __setitem__(self, index: object, values: object) -> None:
+            entered.set()
+            assert release.wait(60)
+            written.append(index)
+
+    target = prediction._Target(Slow(), lambda rows: None)
+    writer = threading.Thread(target=target.__setitem__, args=("first", [1]))
+    closer = threading.Thread(target=target.close)
+    writer.start()
+    assert entered.wait(60)
+    closer.start()
+    closer.join(0.1)
+    assert closer.is_alive()
+    release.set()
+    closer.join(60)
+    assert not closer.is_alive()
+    target["second"] = [1]
+    assert written == ["first"]
+
+
+# -- info ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_info_shows_weights_means_and_deviations(covariance_type: str, tmp_path: Path) -> None:
+    shapes = {
+        "full": np.tile(np.diag([4.0, 0.25]), (2, 1, 1)),
+        "tied": np.diag([4.0, 0.25]),
+        "diag": np.tile([4.0, 0.25], (2, 1)),
+        "spherical": np.full(2, 4.0),
+    }
+    fitted = GaussianMixture.from_parameters(
+        [0.25, 0.75], [[1.0, -20.5], [3.0, 1e7]], shapes[covariance_type], covariance_type=covariance_type
+    )
+    fitted.save(tmp_path / "m.sgmm")
+    text = succeed("info", tmp_path / "m.sgmm").stdout
+    assert f"m.sgmm: 2 components, {covariance_type} covariances, 2 features" in text
+    second = "2.00" if covariance_type == "spherical" else "0.500"
+    assert re.search(rf"^0 0\.2500 +1\.00 ± 2\.00 +-20\.50*\d? ± {second}", text, re.MULTILINE)
+    assert re.search(r"^1 0\.7500 +3\.00 ± 2\.00 +1e\+07 ± ", text, re.MULTILINE)
+
+
+def test_info_says_which_features_it_leaves_out(tmp_path: Path) -> None:
+    GaussianMixture.from_parameters([1.0], np.zeros((1, 7)), np.ones((1, 7)), covariance_type="diag").save(
+        tmp_path / "m.sgmm"
+    )
+    text = succeed("info", tmp_path / "m.sgmm").stdout
+    assert "The first 4 of 7 are shown." in text
+    assert "feature 3" in text
+    assert "feature 4" not in text
+
+
+def test_info_of_a_store_gives_its_grid_and_the_plan(small: Path) -> None:
+    text = succeed("info", small).stdout
+    assert "small.zarr: shape (2500, 3), float64, chunks (1000, 3)" in text
+    assert "Fitting 8 components would read, a pass: small.zarr: 2,500 rows x 3 features, 60 kB a pass" in text
+    assert "Fitting 2 components" in succeed("info", small, "-k", 2).stdout
+
+
+def test_info_of_a_group_asks_for_the_array_in_the_words_of_the_command_line(tmp_path: Path) -> None:
+    group = zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
+    group.create_array("a", data=np.ones((4, 2)))
+    assert "group of arrays ['a']. Say which one with --array NAME." in error_of("info", tmp_path / "g.zarr")
+    assert "shape (4, 2)" in succeed("info", tmp_path / "g.zarr", "--array", "a").stdout
+
+
+# -- errors, help, the process -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("fit nothere.zarr -o m.sgmm", "There is no zarr array or group that can be opened at 'nothere.zarr'"),
+        ("fit small.zarr -o nowhere/m.sgmm", "There is no folder nowhere to write m.sgmm into. Make it first."),
+        ("fit small.zarr -o folder", "folder is a folder, but a model is one file."),
+        ("fit small.zarr -k 0 -o m.sgmm", "n_components must be a whole number of at least 1, but it is 0."),
+        ("fit small.zarr --covariance-type round -o m.sgmm", "covariance_type must be one of 'full', 'tied'"),
+        ("fit small.zarr -k 9999 -o m.sgmm", "n_components = 9999, n_samples = 2500"),
+        ("fit small.zarr --array a -o m.sgmm", "is an array, not a group"),
+        ("predict small.zarr nothere.sgmm -o l.zarr", "There is no file 'nothere.sgmm'."),
+        ("predict small.zarr text.txt -o l.zarr", "text.txt cannot be read as a streamgmm file"),
+        ("predict small.zarr other.sgmm -o l.zarr", "small.zarr has 3 features, but GaussianMixture is expecting 2"),
+        ("predict small.zarr other.sgmm -o text.txt --overwrite", "text.txt is not a zarr store"),
+        ("info text.txt", "text.txt cannot be read as a streamgmm file"),
+        ("info nothere", "There is no zarr array or group that can be opened at 'nothere'"),
+        ("demo text.txt", "text.txt: File exists."),
+    ],
+)
+def test_errors_are_one_sentence(
+    command: str, words: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("not a model")
+    (tmp_path / "folder").mkdir()
+    GaussianMixture.from_parameters([1.0], [[0.0, 0.0]], [[1.0, 1.0]], covariance_type="diag").save("other.sgmm")
+    before = sorted(tmp_path.rglob("*"))
+    assert words in error_of(*shlex.split(command))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unexpected_error_keeps_its_traceback(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(cli, "open_source", broken)
+    assert isinstance(run("info", small).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_in_the_help_runs(
+    command: str, store: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = re.search(r"Example: streamgmm (.*\S)", succeed(command, "--help").stdout)
+    assert found is not None
+    example = shlex.split(found[1])
+    assert example[0] == command
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.zarr").symlink_to(store)
+    if command != "fit":
+        (tmp_path / "model.sgmm").symlink_to(model)
+    succeed(*example)
+
+
+def test_version() -> None:
+    assert succeed("--version").stdout == f"streamgmm {streamgmm.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_progress_moves_on_a_terminal(
+    command: str, store: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(cli, "stderr", Console(file=screen, force_terminal=True, width=100))
+    arguments = {
+        "demo": ("demo", tmp_path, "--rows", 3_000),
+        "fit": ("fit", store, "-o", tmp_path / "m.sgmm"),
+        "predict": ("predict", store, model, "-o", tmp_path / "l.zarr"),
+        "info": ("info", model),
+    }
+    succeed(*arguments[command])
+    shown = {"demo": ("writing", "100%", "reading"), "fit": ("reading",), "predict": ("predicting", "100%"), "info": ()}
+    for words in shown[command]:
+        assert words in screen.getvalue()
+    assert bool(screen.getvalue()) == bool(shown[command])
+
+
+def test_a_process_of_its_own(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "streamgmm.cli", "info"]
+    good = subprocess.run([*command, str(model)], capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "5 components, full covariances, 4 features" in good.stdout
+    bad = subprocess.run([*command, str(tmp_path / "nothere")], capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert bad.stderr.startswith("Error: There is no zarr array or group")
+    assert bad.stderr.count("\n") == 1
+
+
+def test_help_needs_no_scikit_learn_and_no_matplotlib() -> None:
+    code = "import sys, streamgmm.cli; print(sorted({'sklearn', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
