@@ -92,7 +92,7 @@ def checked_mixture(weights: Any, means: Any, covariances: Any, covariance_type:
         words = RULES["covariance_type"].words
         raise ParameterError(f"covariance_type must be {words}, but it is {covariance_type!r}.")
     structure = STRUCTURES[covariance_type]
-    means = np.asarray(means, dtype=np.float64)
+    means = _numbers(means, "means")
     if means.ndim != 2 or 0 in means.shape:
         raise ParameterError(f"means must have the shape (n_components, n_features), but it is {means.shape}.")
     k, d = means.shape
@@ -107,15 +107,19 @@ def checked_mixture(weights: Any, means: Any, covariances: Any, covariance_type:
 
 
 def _of_shape(values: Any, shape: tuple[int, ...], name: str) -> Floats:
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ParameterError(f"{name} must be numbers of shape {shape}: {error}.") from error
+    array = _numbers(values, name)
     if array.shape != shape:
         raise ParameterError(f"{name} must have the shape {shape}, but it has {array.shape}.")
     if not np.isfinite(array).all():
         raise ParameterError(f"{name} must be finite, but it holds NaN or an infinity.")
     return array
+
+
+def _numbers(values: Any, name: str) -> Floats:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"{name} must be real numbers: {error}.") from error
 
 
 def _require_symmetric(array: Floats, structure: type[AbstractCovariance], name: str) -> None:

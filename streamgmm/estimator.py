@@ -35,7 +35,7 @@ from streamgmm.params import MixtureParams
 from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.plan import Plan, make_plan
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
-from streamgmm.protocols import Executor, Source, blocks_of
+from streamgmm.protocols import Executor, Integers, Source, blocks_of
 from streamgmm.solvers.em import FitResult, em
 from streamgmm.sources import is_store, open_source, with_weights
 from streamgmm.start import kmeans_start
@@ -160,7 +160,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             executor, plan, size = self._plan(source)
             self._say(str(plan), printed=True)
             seed = draw_seed(self.random_state)
-            pilot = take_pilot(source, executor, sample_index(seed, source.n_rows, size))
+            pilot = take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, size))
             self._warn_regularisation(pilot)
             result = self._solve(source, executor, pilot, seed)
         self._publish(result, seed, plan)
@@ -444,6 +444,14 @@ def load(path: str | Path) -> GaussianMixture:
 
 def _last_change(lower_bounds: list[float]) -> float:
     return lower_bounds[-1] - lower_bounds[-2] if len(lower_bounds) > 1 else np.inf
+
+
+def _sample_rows(n_rows: int, sample_weight: Any, seed: int, size: int) -> Integers:
+    """Rising numbers of the rows of the sample, drawn among those that count for something."""
+    if sample_weight is None:
+        return sample_index(seed, n_rows, size)
+    counted = np.flatnonzero(np.asarray(sample_weight, dtype=np.float64))
+    return counted[sample_index(seed, len(counted), size)]
 
 
 def _plain(value: Any) -> Any:

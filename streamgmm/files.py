@@ -35,7 +35,7 @@ class Contents:
 def write(path: str | Path, contents: Contents) -> None:
     """Write beside ``path``, flush to disk, then replace: a reader sees the old file or the new one, never a part."""
     target = Path(path)
-    arrays = {name: np.ascontiguousarray(array) for name, array in contents.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in contents.arrays.items()}
     header = {
         "format": FORMAT,
         "kind": contents.kind,
@@ -43,6 +43,7 @@ def write(path: str | Path, contents: Contents) -> None:
         "sha256": {name: _digest(array) for name, array in arrays.items()},
         "facts": dict(contents.facts),
     }
+    header["seal"] = _seal(header)
     data = save(arrays, metadata={HEADER: json.dumps(header, sort_keys=True)})
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
@@ -80,24 +81,34 @@ def read(path: str | Path, kind: str) -> Contents:
         raise FileFormatError(f"{Path(path).name} holds a {header['kind']}, but a {kind} was asked for.")
     digests = {name: _digest(array) for name, array in arrays.items()}
     if digests != header["sha256"]:
-        names = sorted(set(digests.items()) ^ set(header["sha256"].items()))
+        names = sorted({name for name, _ in set(digests.items()) ^ set(header["sha256"].items())})
         raise FileFormatError(
-            f"{Path(path).name} is damaged: the contents of {sorted({name for name, _ in names})} do not match their "
-            "hashes. Take a backup, or fit again."
+            f"{Path(path).name} is damaged: the contents of {names} do not match their hashes. Take a backup, or fit "
+            "again."
         )
     return Contents(kind, header["facts"], arrays)
 
 
 def _header(path: str | Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     header: Any = json.loads((metadata or {}).get(HEADER, "null"))
-    if not isinstance(header, dict) or not {"format", "kind", "sha256", "facts"} <= header.keys():
+    if not isinstance(header, dict) or not {"format", "kind", "sha256", "facts", "seal"} <= header.keys():
         raise FileFormatError(f"{Path(path).name} is a safetensors file, but streamgmm did not write it.")
     if header["format"] != FORMAT:
         raise FileFormatError(
             f"{Path(path).name} has format {header['format']}; this version of streamgmm reads format {FORMAT}. "
             "Install a newer streamgmm to open it."
         )
+    if header["seal"] != _seal(header):
+        raise FileFormatError(
+            f"{Path(path).name} is damaged: its header does not match its hash. Take a backup, or fit again."
+        )
     return header
+
+
+def _seal(header: Mapping[str, Any]) -> str:
+    """The hash of all of the header but the seal itself, the hashes of the arrays included."""
+    rest = {name: value for name, value in header.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:

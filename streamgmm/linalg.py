@@ -14,6 +14,9 @@ WAY_OUT = "Raise reg_covar, lower n_components, drop features that repeat each o
 #: Where eps times the variance inflation of a feature is larger, a Cholesky factor is refined.
 REFINE_LIMIT = 1e-9
 
+#: A refined pivot that falls below this share of the plain one was rounding noise: the matrix is singular.
+LEAST_PIVOT = 1e-3
+
 
 def inverse_cholesky(matrix: Floats, name: str) -> Floats:
     """W (d, d), lower triangular, with W matrix W^T = I: the inverse of the Cholesky factor of ``matrix``.
@@ -27,27 +30,34 @@ def inverse_cholesky(matrix: Floats, name: str) -> Floats:
     factor, info = lapack.dpotrf(scaled, lower=1, clean=1)
     if info == 0:
         inverse, info = lapack.dtrtri(factor, lower=1)
+    if info == 0:
+        inverse = np.tril(inverse)
+        inflation = np.max((inverse**2).sum(axis=0) * np.diagonal(scaled))
+        if np.finfo(np.float64).eps * inflation > REFINE_LIMIT:
+            inverse, info = _refined(inverse, factor, scaled)
     if info != 0:
         raise NumericalError(
             f"The {name} is not positive definite: its Cholesky factorisation stops at feature {info - 1} "
             f"(variance {matrix[info - 1, info - 1]:.3g}), which the features before it determine, or whose rows have "
             f"collapsed. {WAY_OUT}"
         )
-    inverse = np.tril(inverse)
-    if np.max((inverse**2).sum(axis=0) * np.diagonal(scaled)) * np.finfo(np.float64).eps > REFINE_LIMIT:
-        inverse = _refined(inverse, factor, scaled)
     return np.asarray(inverse * scale)
 
 
-def _refined(inverse: Floats, factor: Floats, matrix: Floats) -> Floats:
-    """One Newton step on W = L^-1 with the residual R = A - L L^T: W <- (I - Phi(W R W^T)) W.
+def _refined(inverse: Floats, factor: Floats, matrix: Floats) -> tuple[Floats, int]:
+    """A more accurate W, and 0; or the number of the feature (from 1) at which ``matrix`` is not positive definite.
 
-    Phi is the lower triangle with half the diagonal, so that the corrected factor stays triangular. A plain factor has
-    log det errors of eps * cond(A); this one of about their square.
+    With R = A - L L^T in doubled precision, A = L (I + W R W^T) L^T exactly; the matrix in the middle is near I and is
+    factored once more. A plain factor has log det errors of eps * cond(A); this one of about their square.
     """
     error = inverse @ _residual(matrix, factor) @ inverse.T
-    correction = np.tril(error, -1) + 0.5 * np.diag(np.diagonal(error))
-    return np.asarray(inverse - correction @ inverse)
+    correction, info = lapack.dpotrf(np.eye(len(matrix)) + 0.5 * (error + error.T), lower=1, clean=1)
+    pivots = np.diagonal(correction) ** 2
+    if info == 0 and pivots.min() < LEAST_PIVOT:
+        info = int(pivots.argmin()) + 1
+    if info != 0:
+        return inverse, info
+    return np.tril(lapack.dtrtri(correction, lower=1)[0] @ inverse), 0
 
 
 def _residual(matrix: Floats, factor: Floats) -> Floats:

@@ -74,15 +74,16 @@ def take_pilot(source: Source, executor: Executor, sample_index: Integers) -> Pi
     mean = _mean_of(moments)
     moments = moments.about(mean, moments.scale)
     inverse = 1.0 / moments.scale
-    covariance = unpack(moments.second[0], len(mean)) / moments.weight * np.outer(inverse, inverse)
+    with np.errstate(over="ignore", invalid="ignore"):  # said in words below
+        covariance = unpack(moments.second[0], len(mean)) / moments.weight * np.outer(inverse, inverse)
     if not (np.isfinite(covariance).all() and np.isfinite(mean).all()):
         feature = int(np.flatnonzero(~np.isfinite(np.diagonal(covariance)))[0])
         raise NumericalError(
             f"The variance of feature {feature} of {source.name} overflows float64: its values are beyond about "
             "1e150. Divide it by a power of ten."
         )
-    sample = np.concatenate([rows for rows, _ in survey.sample])
-    weights = np.concatenate([weights for _, weights in survey.sample])
+    sample = np.concatenate([np.empty((0, len(mean))), *(rows for rows, _ in survey.sample)])
+    weights = np.concatenate([np.empty(0), *(weights for _, weights in survey.sample)])
     return Pilot(mean, covariance, moments.n_rows, moments.weight, sample, weights)
 
 
@@ -91,7 +92,7 @@ def survey_block(sample_index: Integers, block: Block) -> Survey:
     d = block.n_features
     plain = Frame(np.zeros(d), np.ones(d))
     surveys = (
-        Survey(_moments(tile), (_sampled(tile, sample_index),))
+        Survey(_moments(tile), _sampled(tile, sample_index))
         for tile in tiles(block, plain, OUTER, SURVEY_ROWS, products=False)
     )
     return reduce(add, surveys)
@@ -113,13 +114,17 @@ def _moments(tile: Tile) -> SufficientStats:
     )
 
 
-def _sampled(tile: Tile, sample_index: Integers) -> tuple[Floats, Floats]:
-    """The sampled rows (m, d) of a tile that count for something, and their weights (m,)."""
+def _sampled(tile: Tile, sample_index: Integers) -> tuple[tuple[Floats, Floats], ...]:
+    """The sampled rows (m, d) of a tile that count for something, and their weights (m,); nothing where it has none.
+
+    Large data have far more tiles than the sample has rows: what most tiles leave behind must take no memory.
+    """
     x = tile.features[1:]
     ends = np.searchsorted(sample_index, (tile.row, tile.row + x.shape[1]))
     columns = sample_index[ends[0] : ends[1]] - tile.row
     weights = np.ones(len(columns)) if tile.weights is None else tile.weights[columns]
-    return x.T[columns][weights > 0], weights[weights > 0]
+    counts = weights > 0
+    return ((x.T[columns[counts]], weights[counts]),) if counts.any() else ()
 
 
 def _mean_of(*parts: SufficientStats) -> Floats:

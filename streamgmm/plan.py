@@ -115,7 +115,7 @@ def machine_bytes() -> int:
 
 
 def _size(n_bytes: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if n_bytes >= size:
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if n_bytes >= 0.9995 * size:  # what rounds to a thousand of the smaller unit
             return f"{n_bytes / size:.3g} {unit}"
     return f"{n_bytes / 1000:.3g} kB"

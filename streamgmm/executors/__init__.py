@@ -32,9 +32,10 @@ def pick_executor(n_blocks: int, *, in_memory: bool) -> LocalExecutor | SerialEx
         return LocalExecutor(get, 1)
     if get is dask.threaded.get:
         return LocalExecutor(get, _dask_threads())
+    name = f"{getattr(get, '__module__', '')}.{getattr(get, '__qualname__', get)}"
     raise SchedulerError(
-        f"dask is set to run on {getattr(get, '__qualname__', get)}, but rows of a store are read on the 'threads' and "
-        "'synchronous' schedulers. Wrap the call in: with dask.config.set(scheduler='threads')."
+        f"dask is set to run on {name}, but rows of a store are read on the 'threads' and 'synchronous' schedulers. "
+        "Wrap the call in: with dask.config.set(scheduler='threads')."
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import scipy.linalg  # noqa: F401  (its BLAS must be loaded before it can be limited)
+import threadpoolctl
 from threadpoolctl import threadpool_limits
 
 _lock = threading.Lock()
@@ -20,7 +21,9 @@ def single_blas_thread() -> Iterator[None]:
     global _holders, _limit
     with _lock:
         if _holders == 0:
+            _release_control()
             _limit = threadpool_limits(1, user_api="blas")
+            _release_control()
         _holders += 1
     try:
         yield
@@ -28,5 +31,18 @@ def single_blas_thread() -> Iterator[None]:
         with _lock:
             _holders -= 1
             if _holders == 0 and _limit is not None:
+                _release_control()
                 _limit.restore_original_limits()
                 _limit = None
+                _release_control()
+
+
+def _release_control() -> None:
+    """Let this thread set OpenBLAS's number of threads, and the next one too.
+
+    From threadpoolctl 3.8 on the first thread that sets a limit keeps all others from setting one, which then silently
+    do nothing; here the first to come and the last to go need not be the same thread.
+    """
+    clear = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 from streamgmm.errors import ParameterError
 
 #: Bytes of float64 rows that a canonical block aims at where rows come from a store.
@@ -23,6 +25,6 @@ def checked_block_rows(block_rows: int | None, grid_rows: int, n_features: int, 
     """``block_rows`` as the user gave it, else the canonical one. ParameterError where it is not a positive integer."""
     if block_rows is None:
         return canonical_block_rows(grid_rows, n_features, target_bytes)
-    if isinstance(block_rows, bool) or not isinstance(block_rows, int) or block_rows < 1:
+    if isinstance(block_rows, bool) or not isinstance(block_rows, Integral) or block_rows < 1:
         raise ParameterError(f"block_rows must be a positive whole number of rows or None, but it is {block_rows!r}.")
-    return block_rows
+    return int(block_rows)

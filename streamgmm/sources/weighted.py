@@ -87,7 +87,10 @@ def with_weights(source: Source, sample_weight: Any) -> Source:
     """
     if sample_weight is None:
         return source
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"sample_weight must be numbers, one a row: {error}.") from error
     if weights.shape != (source.n_rows,):
         raise DataError(
             f"sample_weight has shape {weights.shape}, but {source.name} has {source.n_rows} rows: expected "

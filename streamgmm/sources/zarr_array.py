@@ -47,11 +47,21 @@ class ZarrBlock:
         try:
             return np.asarray(self.array[start:stop])
         except Exception as error:  # codecs raise whatever they like, and none of it says which chunk
-            place = self.locate(start, 0)
+            place = self.locate(start, self._bad_column(start, stop))
             raise SourceError(
                 f"The rows from {place} on could not be read: {type(error).__name__}: {error}. The chunk is damaged, "
                 "or its store cannot be reached; write the chunk anew, or fix the access."
             ) from error
+
+    def _bad_column(self, start: int, stop: int) -> int:
+        """The first column of the chunk that cannot be read; 0 where each can be read now."""
+        size = _grid(self.array)[1]
+        for column in range(0, self.n_features, size):
+            try:
+                self.array[start:stop, column : column + size]
+            except Exception:  # whatever the codec raised before
+                return column
+        return 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,131 @@
+"""Peak memory of fresh processes: it does not grow with the rows, and stays under what the plan said."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from conftest import write_zarr
+
+from streamgmm import open_source
+from streamgmm.covariance import STRUCTURES
+from streamgmm.executors import single_blas_thread
+from streamgmm.kernel import e_step, prepare, workspace_bytes
+from streamgmm.params import MixtureParams
+from streamgmm.stats import Frame
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "memory.py"
+
+
+def peaks_of(folder: Path, *gigabytes: float) -> list[tuple[float, float]]:
+    """(peak, planned) in MB for data of each size, as benchmarks/memory.py prints them."""
+    sizes = [str(size) for size in gigabytes]
+    command = [sys.executable, str(SCRIPT), "--directory", str(folder), "--gigabytes", *sizes]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = re.findall(r"GB +([\d.]+) MB +([\d.]+) MB", printed)
+    assert len(lines) == len(sizes)
+    return [(float(peak), float(planned)) for peak, planned in lines]
+
+
+def test_the_peak_does_not_grow_with_the_data(tmp_path):
+    """Short form: 280 MB more of data may take a tenth of that, which is what threads need to come into their own."""
+    (small, planned_small), (large, planned_large) = peaks_of(tmp_path, 0.04, 0.32)
+    assert large - small < 28
+    assert small < planned_small
+    assert large < planned_large == planned_small < 450
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_peak_at_1_gb_and_at_8_gb(tmp_path):
+    (small, planned_small), (large, planned_large) = peaks_of(tmp_path, 1.0, 8.0)
+    assert abs(large / small - 1.0) < 0.05
+    assert max(small, large) < 450
+    assert small < planned_small
+    assert large < planned_large
+
+
+WIDE_ANSWER = """
+import sys, warnings
+import dask, numpy
+from streamgmm import GaussianMixture
+warnings.simplefilter("ignore")
+with dask.config.set(scheduler="threads", num_workers=2):
+    means = numpy.random.default_rng(0).uniform(0, 255, size=(64, 2))
+    start = {"weights_init": [1 / 64] * 64, "means_init": means, "precisions_init": [[0.01, 0.01]] * 64}
+    model = GaussianMixture(64, covariance_type="diag", max_iter=1, **start).fit(sys.argv[1])
+    model.score(sys.argv[1])
+    result = model.predict_proba(sys.argv[1])
+    result[:10].compute()
+    shape = result.shape
+status = open("/proc/self/status").read()
+print(shape[0] * shape[1] * 8, int(status.split("VmHWM:")[1].split()[0]) * 1024)
+"""
+
+
+def test_nothing_of_n_rows_times_k_is_held(tmp_path):
+    """A million rows of one byte and 64 components: responsibilities would take 512 MB."""
+    path = tmp_path / "rows.zarr"
+    array = zarr.create_array(path, shape=(1_000_000, 2), chunks=(20_000, 2), dtype="u1")
+    rng = np.random.default_rng(0)
+    for start in range(0, 1_000_000, 20_000):
+        array[start : start + 20_000] = rng.integers(0, 256, size=(20_000, 2), dtype=np.uint8)
+    command = [sys.executable, "-c", WIDE_ANSWER, str(path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    answer, peak = map(int, printed.split())
+    assert answer == 512_000_000
+    assert peak < 350e6
+
+
+def allocated(call: Callable[[], Any]) -> int:
+    """Bytes that a call allocates at most; the second call, so that caches are filled."""
+    with single_blas_thread():
+        call()
+        tracemalloc.start()
+        try:
+            call()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+
+def kernel_peak(structure: str, k: int, d: int, n_models: int, *, far: bool) -> tuple[int, int]:
+    """(bytes that one call of e_step allocated at most, bytes that the plan allows it)."""
+    kind = STRUCTURES[structure]
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(9_000, d)) + (1e9 if far else 0.0)
+    covariance = kind.from_dense(np.stack([np.eye(d)] * k))
+    models = tuple(MixtureParams(np.full(k, 1 / k), rng.normal(size=(k, d)), covariance) for _ in range(n_models))
+    scorers = tuple(prepare(model, Frame(np.zeros(d), np.ones(d))) for model in models)
+    block = open_source(rows, block_rows=9_000).block(0, 9_000)
+    return allocated(lambda: e_step(scorers, block)), workspace_bytes(kind, k, d, n_models)
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["near", "far rows"])
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize(("k", "d"), [(2, 1), (8, 2), (16, 8), (3, 20), (32, 16), (16, 64)])
+@pytest.mark.parametrize("structure", list(STRUCTURES))
+def test_the_plan_s_work_space_covers_the_kernel(structure, k, d, n_models, far):
+    used, planned = kernel_peak(structure, k, d, n_models, far=far)
+    assert used < planned + 100_000
+
+
+def test_a_block_that_is_larger_than_the_tiles_takes_no_more(tmp_path):
+    """What is allocated while a block is read is one chunk at a time, however many chunks the block spans."""
+
+    def peak(n_chunks: int) -> int:
+        rows = np.random.default_rng(0).normal(size=(n_chunks * 20_000, 4))
+        source = open_source(write_zarr(tmp_path, rows, 20_000, name=f"{n_chunks}.zarr"), block_rows=len(rows))
+        params = MixtureParams(np.ones(1), np.zeros((1, 4)), STRUCTURES["full"](np.eye(4)[None]))
+        scorers = (prepare(params, Frame(np.zeros(4), np.ones(4))),)
+        return allocated(lambda: e_step(scorers, source.block(0, len(rows))))
+
+    assert peak(20) < peak(4) + 20_000 * 4 * 8
