@@ -11,6 +11,7 @@ import numpy as np
 
 from streamgmm.covariance import STRUCTURES, AbstractCovariance
 from streamgmm.errors import NumericalError, ParameterError
+from streamgmm.linalg import WAY_OUT
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Floats
 
@@ -79,11 +80,11 @@ def checked_means(means: Any, k: int, d: int, name: str) -> Floats:
 def checked_precisions(precisions: Any, structure: type[AbstractCovariance], k: int, d: int) -> AbstractCovariance:
     """The covariances that belong to precisions_init; ParameterError where they are not positive definite."""
     array = _of_shape(precisions, structure.shape(k, d), "precisions_init")
-    _require_symmetric(array, structure, "precisions_init")
+    array = _symmetric(array, structure, "precisions_init")
     try:
         return structure.from_precisions(array)
     except NumericalError as error:
-        raise ParameterError(f"precisions_init must be positive definite. {error}") from error
+        raise ParameterError(f"precisions_init must be positive definite. {_without_advice(error)}") from error
 
 
 def checked_mixture(weights: Any, means: Any, covariances: Any, covariance_type: str) -> MixtureParams:
@@ -97,12 +98,11 @@ def checked_mixture(weights: Any, means: Any, covariances: Any, covariance_type:
         raise ParameterError(f"means must have the shape (n_components, n_features), but it is {means.shape}.")
     k, d = means.shape
     array = _of_shape(covariances, structure.shape(k, d), f"covariances of a {covariance_type!r} mixture")
-    _require_symmetric(array, structure, "covariances")
-    covariance = structure(array)
+    covariance = structure(_symmetric(array, structure, "covariances"))
     try:
         covariance.root(k, d)
     except NumericalError as error:
-        raise ParameterError(str(error)) from error
+        raise ParameterError(_without_advice(error)) from error
     return MixtureParams(checked_weights(weights, k, "weights"), checked_means(means, k, d, "means"), covariance)
 
 
@@ -122,7 +122,17 @@ def _numbers(values: Any, name: str) -> Floats:
         raise ParameterError(f"{name} must be real numbers: {error}.") from error
 
 
-def _require_symmetric(array: Floats, structure: type[AbstractCovariance], name: str) -> None:
-    matrices = len(structure.shape(2, 3)) > 1 and structure.shape(2, 3)[-2:] == (3, 3)
-    if matrices and not np.allclose(array, np.swapaxes(array, -1, -2), rtol=1e-6, atol=0.0):
+def _symmetric(array: Floats, structure: type[AbstractCovariance], name: str) -> Floats:
+    """Matrices without the asymmetry of rounding; ParameterError where there is more of it."""
+    if len(structure.shape(2, 3)) < 2 or structure.shape(2, 3)[-2:] != (3, 3):
+        return array
+    transposed = np.swapaxes(array, -1, -2)
+    size = np.sqrt(np.abs(np.diagonal(array, axis1=-2, axis2=-1)))
+    if (np.abs(array - transposed) > 1e-6 * size[..., :, None] * size[..., None, :]).any():
         raise ParameterError(f"{name} must be symmetric matrices. Average each with its transpose if that is meant.")
+    return 0.5 * (array + transposed)
+
+
+def _without_advice(error: NumericalError) -> str:
+    """What failed, without the advice that is for fits."""
+    return str(error).removesuffix(WAY_OUT).strip()

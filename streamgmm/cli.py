@@ -35,8 +35,6 @@ DEMO_MARK = "streamgmm-demo"
 DEMO_FILES = ("rows.zarr", "model.sgmm", "mixture.png")
 #: Features that a table shows; more do not fit a terminal.
 MOST_COLUMNS = 4
-#: What marks a folder as a zarr array or group, of format 3 and 2.
-ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 
 stdout = Console()
 stderr = Console(stderr=True)
@@ -298,16 +296,24 @@ def _require_free(output: Path, store: str, overwrite: bool) -> None:
     """ParameterError, before any work, where the output has no folder, is taken, or would replace the rows."""
     if not output.parent.is_dir():
         raise ParameterError(f"There is no folder {output.parent} to write {output.name} into. Make it first.")
-    if Path(store.removeprefix("file://")).resolve().is_relative_to(output.resolve()):
+    rows = Path(store.removeprefix("file://")).resolve()
+    if rows.is_relative_to(output.resolve()) or output.resolve().is_relative_to(rows):
         raise ParameterError(f"{output} holds the rows that would be read. Choose another -o.")
     if output.exists() and not overwrite:
         raise ParameterError(f"{output} exists already. Add --overwrite to replace it, or choose another -o.")
 
 
 def _require_zarr_or_nothing(output: Path) -> None:
-    """ParameterError where labels would replace something that is not a zarr store."""
-    if output.exists() and not any((output / mark).is_file() for mark in ZARR_MARKS):
-        raise ParameterError(f"{output} is not a zarr store, so it is not replaced. Choose another -o.")
+    """ParameterError where labels would replace anything but a zarr array."""
+    if output.exists() and not _is_array(output):
+        raise ParameterError(f"{output} is not a zarr array, so it is not replaced. Choose another -o.")
+
+
+def _is_array(path: Path) -> bool:
+    try:
+        return isinstance(zarr.open(str(path), mode="r"), zarr.Array)
+    except Exception:  # whatever zarr makes of a folder that is not its own, or broken
+        return False
 
 
 # -- the demo ------------------------------------------------------------------------------------------------------
@@ -326,7 +332,7 @@ def _demo_paths(directory: Path) -> tuple[Path, ...]:
 
 
 def _is_demo(store: Path) -> bool:
-    return store.is_dir() and DEMO_MARK in zarr.open(str(store), mode="r").attrs
+    return _is_array(store) and DEMO_MARK in zarr.open(str(store), mode="r").attrs
 
 
 def _write_demo_rows(store: Path, truth: Mixture, n_rows: int, seed: int) -> None:

@@ -45,5 +45,9 @@ class DegenerateComponentWarning(UserWarning):
     """A component has lost its rows; it keeps its mean and covariance while its weight falls."""
 
 
+class MissingChunksWarning(UserWarning):
+    """A store does not hold some of its chunks, and zarr reads them as the fill value."""
+
+
 class RegularisationWarning(UserWarning):
     """reg_covar is not small against the variance of a feature, so it shapes the result."""

@@ -23,6 +23,7 @@ from streamgmm.checks import (
 from streamgmm.covariance import STRUCTURES, AbstractCovariance
 from streamgmm.errors import (
     DataError,
+    DataTypeError,
     DegenerateComponentWarning,
     FileFormatError,
     ParameterError,
@@ -102,6 +103,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     weights_: Any
     means_: Any
     covariances_: Any
+    _fitted_type: str
+    _provenance: dict[str, Any]
 
     def __init__(
         self,
@@ -149,27 +152,39 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         without meaning, NumericalError where a covariance degenerates, SourceError where a store cannot be read, and
         MemoryPlanError where the work would not fit. Warns with ConvergenceWarning where ``max_iter`` ended the fit.
         """
-        check_hyper_parameters(self.get_params(deep=False))
-        with single_blas_thread():
-            source = self._open(X, sample_weight, reset=True)
-            if source.n_rows < self.n_components:
-                raise DataError(
-                    f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = "
-                    f"{source.n_rows}. Lower n_components, or give more rows."
-                )
-            executor, plan, size = self._plan(source)
-            self._say(str(plan), printed=True)
-            seed = draw_seed(self.random_state)
-            pilot = take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, size))
-            self._warn_regularisation(pilot)
-            result = self._solve(source, executor, pilot, seed)
-        self._publish(result, seed, plan)
+        before = dict(self.__dict__)
+        try:
+            with single_blas_thread():
+                result = self._fit(X, sample_weight)
+        except BaseException:
+            # what was learned before, and its features, stay as they were
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        self._warn_result(result)
         return self
+
+    def _fit(self, X: Any, sample_weight: Any) -> FitResult:
+        check_hyper_parameters(self.get_params(deep=False))
+        seed = draw_seed(self.random_state)
+        source = self._open(X, sample_weight, reset=True)
+        if source.n_rows < self.n_components:
+            raise DataError(
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = "
+                f"{source.n_rows}. Lower n_components, or give more rows."
+            )
+        executor, plan, size = self._plan(source)
+        self._say(str(plan), printed=True)
+        pilot = take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, size))
+        self._warn_regularisation(pilot)
+        result = self._solve(source, executor, pilot, seed)
+        self._publish(result, seed, plan)
+        return result
 
     def plan(self, X: Any) -> Plan:
         """What a pass over X would read and how much memory it would take. Reads no row; MemoryPlanError as in fit."""
         check_hyper_parameters(self.get_params(deep=False))
-        return self._plan(open_source(X))[1]
+        return self._plan(open_source(X if is_store(X) else np.asarray(X)))[1]
 
     def fit_predict(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> Any:
         """Fit, then the label of every row: the component with the largest responsibility."""
@@ -177,12 +192,22 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _open(self, X: Any, sample_weight: Any = None, *, reset: bool = False) -> Source:
         """The source of X; sets n_features_in_ where ``reset``, else refuses another number of features."""
-        if not is_store(X):
+        if is_store(X):
+            if reset:
+                self.__dict__.pop("feature_names_in_", None)
+        elif hasattr(X, "__dask_graph__"):
+            raise DataTypeError(
+                f"Rows cannot be read from a dask {type(X).__name__} yet, and it is not loaded into memory behind your "
+                "back. Write it to zarr and give the path, or give X.compute() if it fits."
+            )
+        else:
             X = validate_data(
                 self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=2 if reset else 1
             )
         source = open_source(X)
         if reset:
+            if source.n_rows < 2:
+                raise DataError(f"{source.name} has 1 row, but a minimum of 2 is required to fit a mixture.")
             self.n_features_in_ = source.n_features
         elif source.n_features != self.n_features_in_:
             raise DataError(
@@ -235,6 +260,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         covariance = None if precisions is None else checked_precisions(precisions, structure, k, d)
         if weights is not None and means is not None and covariance is not None:
             return [MixtureParams(weights, means, covariance)]
+        self._say(f"seeking {self.n_init} start(s) on a sample of {len(pilot.sample):,} rows", printed=False)
         found = [kmeans_start(pilot, structure, k, seed, index) for index in range(self.n_init)]
         return [
             MixtureParams(
@@ -247,10 +273,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _last_params(self, structure: type[AbstractCovariance], k: int, d: int) -> MixtureParams:
         """The parameters of the fit before, for a warm start."""
-        if np.shape(self.means_) != (k, d) or np.shape(self.covariances_) != structure.shape(k, d):
+        if np.shape(self.means_) != (k, d) or self._fitted_type != structure.kind:
             raise ParameterError(
-                f"warm_start continues from means of shape {np.shape(self.means_)} and covariances of shape "
-                f"{np.shape(self.covariances_)}, but this fit has {k} components in {d} features with covariance_type="
+                f"warm_start continues from means of shape {np.shape(self.means_)} and {self._fitted_type!r} "
+                f"covariances, but this fit has {k} components in {d} features with covariance_type="
                 f"{structure.kind!r}. Set warm_start=False, or give the parameters back their old values."
             )
         return self._params()
@@ -262,7 +288,13 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.lower_bounds_ = list(result.lower_bounds)
         self.lower_bound_ = result.lower_bound
         self.n_passes_ = result.n_passes + 1
-        self._provenance = {"seed": f"{seed:032x}", "block_rows": plan.block_rows, "n_rows": plan.n_rows}
+        self._provenance = {
+            "seed": f"{seed:032x}",
+            "block_rows": plan.block_rows,
+            "n_rows": plan.n_rows,
+        }
+
+    def _warn_result(self, result: FitResult) -> None:
         if result.starved:
             warnings.warn(
                 f"Components {list(result.starved)} have lost all their rows and keep their last mean and covariance. "
@@ -270,11 +302,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 DegenerateComponentWarning,
                 stacklevel=3,
             )
-        if not self.converged_ and self.max_iter > 0:
+        if not result.converged and self.max_iter > 0:
             warnings.warn(
-                f"The fit did not converge in {self.max_iter} passes: the mean log-likelihood still changed by "
-                f"{_last_change(self.lower_bounds_):.3g} nats a row, more than tol={self._tol():g}. Raise max_iter or "
-                "tol, try another start, or check for degenerate data.",
+                f"The fit did not converge in {self.max_iter} passes: {_last_change(self.lower_bounds_)}, and "
+                f"tol={self._tol():g}. Raise max_iter or tol, try another start, or check for degenerate data.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -333,19 +364,20 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
         """n_samples rows (n, d) drawn from the mixture, component by component, and their labels (n,)."""
-        check_is_fitted(self)
+        check_is_fitted(self, "weights_")
         if n_samples < 1:
             raise DataError(f"n_samples must be at least 1, but it is {n_samples}.")
         params = self._params()
         k, d = params.means.shape
         rng = np.random.default_rng(draw_seed(self.random_state))
         labels = np.repeat(np.arange(k), rng.multinomial(n_samples, params.weights / params.weights.sum()))
-        factors = np.linalg.cholesky(params.covariance.dense(k, d))
-        noise = np.einsum("nij,nj->ni", factors[labels], rng.standard_normal((n_samples, d)))
-        return params.means[labels] + noise, labels
+        rows = rng.standard_normal((n_samples, d))
+        for j, factor in enumerate(np.linalg.cholesky(params.covariance.dense(k, d))):
+            rows[labels == j] = params.means[j] + rows[labels == j] @ factor.T
+        return rows, labels
 
     def _rows(self, X: Any, result: RowResult) -> Any:
-        check_is_fitted(self)
+        check_is_fitted(self, "weights_")
         source = self._open(X)
         params = self._params()
         scorer = prepare(params, params.frame())
@@ -358,22 +390,26 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _totals(self, X: Any, sample_weight: Any = None) -> tuple[float, float]:
         """Log-likelihood and weight of all rows."""
-        check_is_fitted(self)
+        check_is_fitted(self, "weights_")
         with single_blas_thread():
             source = self._open(X, sample_weight)
             params = self._params()
             blocks = blocks_of(source)
             executor = pick_executor(len(blocks), in_memory=source.in_memory)
             totals = executor.map_reduce(total_block, prepare(params, params.frame()), blocks)
+        if not totals.weight > 0:
+            raise DataError(f"All rows of {source.name} have weight zero. At least one must count for something.")
         return totals.log_likelihood, totals.weight
 
     def _params(self) -> MixtureParams:
-        check_is_fitted(self)
-        return MixtureParams(self.weights_, self.means_, STRUCTURES[self.covariance_type](self.covariances_))
+        check_is_fitted(self, "weights_")
+        return MixtureParams(self.weights_, self.means_, STRUCTURES[self._fitted_type](self.covariances_))
 
     def _set_params(self, params: MixtureParams) -> None:
         k, d = params.means.shape
         covariance = params.covariance
+        # the hyper-parameter may be set anew before the next fit
+        self._fitted_type = covariance.kind
         self.weights_, self.means_ = params.weights.copy(), params.means.copy()
         self.covariances_ = covariance.values.copy()
         self.precisions_ = covariance.precisions(k, d)
@@ -401,7 +437,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def save(self, path: str | Path) -> None:
         """Write the model to one safetensors file: the file at ``path`` is whole at every moment, old or new."""
-        check_is_fitted(self)
+        check_is_fitted(self, "weights_")
         params = self.get_params(deep=False)
         arrays = {"weights": self.weights_, "means": self.means_, "covariances": self.covariances_}
         given = {name: np.asarray(params.pop(name), float) for name in INIT_ARRAYS if params[name] is not None}
@@ -409,6 +445,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             params["random_state"] = None  # a generator's state is not part of what was learned
         facts = {
             "params": {name: _plain(value) for name, value in params.items() if name not in INIT_ARRAYS},
+            "covariance_type": self._fitted_type,
             "converged": bool(self.converged_),
             "n_iter": self.n_iter_,
             "n_passes": self.n_passes_,
@@ -424,7 +461,7 @@ def load(path: str | Path) -> GaussianMixture:
     contents = files.read(path, "model")
     facts, arrays = contents.facts, contents.arrays
     try:
-        covariance_type = facts["params"]["covariance_type"]
+        covariance_type = facts["covariance_type"]
         model = GaussianMixture.from_parameters(
             arrays["weights"], arrays["means"], arrays["covariances"], covariance_type=covariance_type
         )
@@ -442,8 +479,10 @@ def load(path: str | Path) -> GaussianMixture:
     return model
 
 
-def _last_change(lower_bounds: list[float]) -> float:
-    return lower_bounds[-1] - lower_bounds[-2] if len(lower_bounds) > 1 else np.inf
+def _last_change(lower_bounds: list[float]) -> str:
+    if len(lower_bounds) < 2:
+        return "one pass cannot tell by how much the mean log-likelihood still changes"
+    return f"the mean log-likelihood last changed by {lower_bounds[-1] - lower_bounds[-2]:.3g} nats a row"
 
 
 def _sample_rows(n_rows: int, sample_weight: Any, seed: int, size: int) -> Integers:

@@ -35,6 +35,10 @@ class Contents:
 def write(path: str | Path, contents: Contents) -> None:
     """Write beside ``path``, flush to disk, then replace: a reader sees the old file or the new one, never a part."""
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileFormatError(
+            f"There is no folder {str(target.parent)!r} to write {target.name!r} into. Make it first."
+        )
     arrays = {name: np.asarray(array, order="C") for name, array in contents.arrays.items()}
     header = {
         "format": FORMAT,
@@ -65,7 +69,8 @@ def write(path: str | Path, contents: Contents) -> None:
 def read(path: str | Path, kind: str) -> Contents:
     """Read and verify a file of ``kind``. FileFormatError where it is damaged, foreign, newer or of another kind."""
     if not Path(path).is_file():
-        raise FileFormatError(f"There is no file {str(path)!r}.")
+        found = "is a folder and no model file" if Path(path).is_dir() else "is not there"
+        raise FileFormatError(f"There is no file {str(path)!r}: it {found}. Give the path that a model was saved to.")
     try:
         with safe_open(str(path), framework="numpy") as file:
             header = _header(path, file.metadata())

@@ -25,10 +25,9 @@ from streamgmm.covariance.roots import AbstractRoot
 from streamgmm.errors import DataError, NumericalError
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Block, Booleans, Floats, Integers
-from streamgmm.quadratic import AbstractQuadratic, Outer
+from streamgmm.quadratic import OUTER, AbstractQuadratic
 from streamgmm.stats import Frame, PerModel, SufficientStats
 
-OUTER = Outer()
 LOG_2PI = float(np.log(2.0 * np.pi))
 
 #: Largest eps * kappa at which the packed form is used. Errors of densities stay below about ten times this.
@@ -172,7 +171,8 @@ def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *
         if weighted:
             part[1 : 1 + d, weights[:filled] == 0] = 0.0  # a row that counts for nothing must not overflow either
         if products:
-            quadratic.expand(part[1 : 1 + d], part[1 + d :])
+            with np.errstate(over="ignore"):
+                quadratic.expand(part[1 : 1 + d], part[1 + d :])
         return Tile(row, part, weights[:filled] if weighted else None)
 
     for piece in block.pieces():
@@ -181,8 +181,9 @@ def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *
             stop = min(start + features.shape[1] - filled, len(piece.rows))
             end = filled + stop - start
             z = features[1 : 1 + d, filled:end]
-            np.subtract(piece.rows[start:stop].T, frame.shift[:, None], out=z)
-            z *= frame.scale[:, None]
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused, with its place
+                np.subtract(piece.rows[start:stop].T, frame.shift[:, None], out=z)
+                z *= frame.scale[:, None]
             if piece.weights is not None:
                 weighted = True
                 weights[filled:end] = piece.weights[start:stop]
@@ -204,11 +205,12 @@ def _require_finite(z: Floats, block: Block, first_row: int) -> None:
         column = int(np.flatnonzero(bad[:, row])[0])
         value = "NaN" if np.isnan(z[column, row]) else "infinity"
         raise DataError(
-            f"Input contains {value} in {block.locate(first_row + row, column)}. Every value must be finite: remove "
-            "such rows, or fill them in, before fitting or predicting."
+            f"Input contains {value} in {block.locate(first_row + row, column)}. Every value must be finite, in "
+            "the model's units too: remove such rows, or fill them in, before fitting or predicting."
         )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a density that overflows is refused by normalise, with its row
 def log_joint(scorer: Scorer, tile: Tile, out: Floats) -> None:
     """log(weight_k) + log N(z | k) for every component and row of a tile, into out (k, b): nats, in the units of z.
 
@@ -248,7 +250,7 @@ def normalise(joint: Floats, block: Block, row: int) -> Floats:
 
     Raises NumericalError for a row so far out that its density is zero under every component.
     """
-    top = joint.max(axis=0)
+    top: Floats = joint.max(axis=0)
     if not np.isfinite(top).all():
         bad = int(np.flatnonzero(~np.isfinite(top))[0])
         raise NumericalError(

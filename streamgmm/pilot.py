@@ -12,11 +12,12 @@ from streamgmm.errors import DataError, NumericalError
 from streamgmm.kernel import Tile, tiles
 from streamgmm.linalg import power_of_two
 from streamgmm.protocols import Block, Executor, Floats, Integers, Source, blocks_of
-from streamgmm.quadratic import Outer, unpack
+from streamgmm.quadratic import OUTER, unpack
 from streamgmm.stats import Frame, SufficientStats
 
-OUTER = Outer()
 SURVEY_ROWS = 1024
+#: Below this the square of a deviation loses digits, and soon vanishes.
+SMALLEST_VARIANCE = 1e-290
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,13 @@ def take_pilot(source: Source, executor: Executor, sample_index: Integers) -> Pi
         raise NumericalError(
             f"The variance of feature {feature} of {source.name} overflows float64: its values are beyond about "
             "1e150. Divide it by a power of ten."
+        )
+    vanished = (np.diagonal(unpack(moments.second[0], len(mean))) > 0) & (np.diagonal(covariance) < SMALLEST_VARIANCE)
+    if vanished.any():
+        feature = int(np.flatnonzero(vanished)[0])
+        raise NumericalError(
+            f"The variance of feature {feature} of {source.name} underflows float64: its values differ by less than "
+            "about 1e-145. Multiply it by a power of ten."
         )
     sample = np.concatenate([np.empty((0, len(mean))), *(rows for rows, _ in survey.sample)])
     weights = np.concatenate([np.empty(0), *(weights for _, weights in survey.sample)])

@@ -124,6 +124,10 @@ class Nothing(AbstractQuadratic):
         return np.empty(0)
 
 
+#: The one instance that second moments of full and tied covariances share
+OUTER = Outer()
+
+
 def pack(matrix: Floats) -> Floats:
     """The upper triangle of symmetric matrices (..., d, d), row by row: (..., d (d + 1) / 2)."""
     i, j = np.triu_indices(matrix.shape[-1])

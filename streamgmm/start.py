@@ -12,8 +12,8 @@ from streamgmm.protocols import Floats, Integers
 from streamgmm.streams import Purpose, stream
 
 LLOYD_ITERATIONS = 100
-#: k-means runs in each metric; the one with the least inertia is kept. They cost no read.
-KMEANS_RUNS = 8
+#: Lloyd stops where an iteration lowers the inertia by less than this part; EM goes on from there anyway.
+LLOYD_TOL = 1e-4
 
 
 def kmeans_start(pilot: Pilot, structure: type[AbstractCovariance], k: int, seed: int, index: int) -> MixtureParams:
@@ -61,8 +61,13 @@ def kmeans(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> Inte
 
     y: (m, d) rows. weights: (m,). Raises DataError where there are fewer than k distinct rows of positive weight.
     """
-    runs = [_lloyd(y, weights, _greedy_centres(y, weights, k, rng)) for _ in range(KMEANS_RUNS if k > 1 else 1)]
+    runs = [_lloyd(y, weights, _greedy_centres(y, weights, k, rng)) for _ in range(kmeans_runs(k))]
     return min(runs, key=lambda run: run[1])[0]
+
+
+def kmeans_runs(k: int) -> int:
+    """Runs in each metric. Few clusters are cheap to seek and easily sought wrongly: one run then finds two in one."""
+    return 1 if k == 1 else min(8, max(2, 24 // k))
 
 
 def _greedy_centres(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> Floats:
@@ -93,20 +98,20 @@ def _draw(masses: Floats, size: int, rng: np.random.Generator) -> Integers:
 
 def _lloyd(y: Floats, weights: Floats, centres: Floats) -> tuple[Integers, float]:
     """Labels and inertia after Lloyd's iterations; a cluster that loses its rows takes the farthest row."""
-    labels = np.full(len(y), -1)
+    inertia = np.inf
     for _ in range(LLOYD_ITERATIONS):
         distances = _squared_distances(y, centres)
-        new = distances.argmin(axis=1)
-        nearest = distances[np.arange(len(y)), new]
-        for empty in np.setdiff1d(np.arange(len(centres)), new[weights > 0]):
+        labels = distances.argmin(axis=1)
+        nearest = distances[np.arange(len(y)), labels]
+        for empty in np.setdiff1d(np.arange(len(centres)), labels[weights > 0]):
             farthest = int(np.argmax(weights * nearest))
-            new[farthest], nearest[farthest] = empty, 0.0
-        if np.array_equal(new, labels):
+            labels[farthest], nearest[farthest] = empty, 0.0
+        before, inertia = inertia, float(weights @ nearest)
+        if inertia >= (1.0 - LLOYD_TOL) * before:
             break
-        labels = new
         mass, sums = _sums(y, weights, labels, len(centres))
         centres = sums / mass[:, None]
-    return labels, float(weights @ nearest)
+    return labels, inertia
 
 
 def _squared_distances(y: Floats, centres: Floats) -> Floats:
@@ -137,6 +142,6 @@ def _moments(z: Floats, weights: Floats, labels: Integers, k: int) -> tuple[Floa
     for j in range(k):
         centred = z[labels == j] - means[j]
         scatter = (centred.T * weights[labels == j]) @ centred
-        size = np.trace(scatter) / (d * mass[j]) or whole * k ** (-2.0 / d)
+        size = np.trace(scatter) / (d * mass[j]) or whole * k ** (-2.0 / d) or 1.0
         covariances[j] = (scatter + prior * size * np.eye(d)) / (mass[j] + prior)
     return mass / mass.sum(), means, covariances

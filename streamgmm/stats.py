@@ -9,9 +9,7 @@ import numpy as np
 
 from streamgmm.errors import DataError
 from streamgmm.protocols import Floats
-from streamgmm.quadratic import AbstractQuadratic, Outer
-
-OUTER = Outer()
+from streamgmm.quadratic import OUTER, AbstractQuadratic
 
 
 @dataclass(frozen=True, eq=False)

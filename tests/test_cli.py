@@ -255,9 +255,10 @@ def test_predict_replaces_labels_only_when_told(small: Path, two: Path, tmp_path
 def test_predict_never_replaces_rows_or_foreign_folders(small: Path, two: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     not_a_store = error_of("predict", small, two, "-o", tmp_path / "thesis", "--overwrite")
-    assert "is not a zarr store, so it is not replaced" in not_a_store
+    assert "is not a zarr array, so it is not replaced" in not_a_store
     assert "holds the rows that would be read" in error_of("predict", small, two, "-o", small, "--overwrite")
     assert "holds the rows that would be read" in error_of("predict", small, two, "-o", tmp_path, "--overwrite")
+    assert "holds the rows that would be read" in error_of("predict", small, two, "-o", small / "c", "--overwrite")
     assert zarr.open_array(str(small), mode="r").shape == (2_500, 3)
 
 
@@ -360,10 +361,10 @@ def test_info_of_a_group_asks_for_the_array_in_the_words_of_the_command_line(tmp
         ("fit small.zarr --covariance-type round -o m.sgmm", "covariance_type must be one of 'full', 'tied'"),
         ("fit small.zarr -k 9999 -o m.sgmm", "n_components = 9999, n_samples = 2500"),
         ("fit small.zarr --array a -o m.sgmm", "is an array, not a group"),
-        ("predict small.zarr nothere.sgmm -o l.zarr", "There is no file 'nothere.sgmm'."),
+        ("predict small.zarr nothere.sgmm -o l.zarr", "There is no file 'nothere.sgmm': it is not there."),
         ("predict small.zarr text.txt -o l.zarr", "text.txt cannot be read as a streamgmm file"),
         ("predict small.zarr other.sgmm -o l.zarr", "small.zarr has 3 features, but GaussianMixture is expecting 2"),
-        ("predict small.zarr other.sgmm -o text.txt --overwrite", "text.txt is not a zarr store"),
+        ("predict small.zarr other.sgmm -o text.txt --overwrite", "text.txt is not a zarr array"),
         ("info text.txt", "text.txt cannot be read as a streamgmm file"),
         ("info nothere", "There is no zarr array or group that can be opened at 'nothere'"),
         ("demo text.txt", "text.txt: File exists."),

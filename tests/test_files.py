@@ -258,7 +258,7 @@ def test_a_changed_byte_never_gives_another_model(tmp_path):
 def test_a_file_that_describes_no_mixture_is_refused(tmp_path, path):
     with pytest.raises(FileFormatError, match=r"a\.sgmm does not describe a mixture"):
         load(path)
-    facts = {"params": {"covariance_type": "full"}, "feature_names": []}
+    facts = {"params": {}, "covariance_type": "full", "feature_names": []}
     arrays = {"weights": np.ones(1), "means": np.zeros((1, 1)), "covariances": -np.ones((1, 1, 1))}
     files.write(path, files.Contents("model", facts, arrays))
     with pytest.raises(FileFormatError, match=r"does not describe a mixture.*not positive definite"):

@@ -248,6 +248,7 @@ def test_blocks_of_a_store_in_numbers(grid_rows, d, expected):
     assert canonical_block_rows(grid_rows, d, 32 * 2**20) == expected
 
 
+@pytest.mark.filterwarnings("ignore:.* are not in the store:streamgmm.errors.MissingChunksWarning")
 def test_blocks_depend_on_the_source_alone(tmp_path):
     array = zarr.create_array(tmp_path / "a.zarr", shape=(10**9, 8), chunks=(1_000, 8), shards=(50_000, 8), dtype="u1")
     source = open_source(array)
@@ -387,6 +388,7 @@ def test_errors_of_sources_are_the_builtin_ones_too():
 # -- places and damage -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* are not in the store:streamgmm.errors.MissingChunksWarning")
 def test_places_in_a_zarr_array(tmp_path):
     split = zarr.create_array(tmp_path / "split.zarr", shape=(N, D), chunks=(20, 2), dtype="f8")
     shards = zarr.create_array(tmp_path / "shards.zarr", shape=(N, D), chunks=(5, D), shards=(20, D), dtype="f8")

@@ -10,7 +10,7 @@ from streamgmm.covariance.base import AbstractCovariance, mean_offsets
 from streamgmm.covariance.roots import AbstractRoot, MatrixRoot
 from streamgmm.linalg import inverse_cholesky
 from streamgmm.protocols import Booleans, Floats
-from streamgmm.quadratic import Outer, pack, unpack
+from streamgmm.quadratic import OUTER, pack, unpack
 from streamgmm.stats import SufficientStats
 
 
@@ -18,7 +18,7 @@ class FullCovariance(AbstractCovariance):
     """values: (k, d, d)."""
 
     kind = "full"
-    quadratic = Outer()
+    quadratic = OUTER
 
     @staticmethod
     def shape(k: int, d: int) -> tuple[int, ...]:

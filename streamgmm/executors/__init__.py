@@ -27,7 +27,7 @@ def pick_executor(n_blocks: int, *, in_memory: bool) -> LocalExecutor | SerialEx
     """
     if n_blocks < 2:
         return SerialExecutor()
-    get = memory_scheduler() if in_memory else dask.base.get_scheduler() or dask.threaded.get
+    get = memory_scheduler() if in_memory else _scheduler() or dask.threaded.get
     if get is dask.local.get_sync:
         return LocalExecutor(get, 1)
     if get is dask.threaded.get:
@@ -41,12 +41,23 @@ def pick_executor(n_blocks: int, *, in_memory: bool) -> LocalExecutor | SerialEx
 
 def memory_scheduler() -> Callable[..., Any]:
     """dask's get function for rows in memory: synchronous where that is in force, else threads of this process."""
-    synchronous = dask.base.get_scheduler() is dask.local.get_sync
+    synchronous = _scheduler() is dask.local.get_sync
     return dask.local.get_sync if synchronous else dask.threaded.get
+
+
+def _scheduler() -> Callable[..., Any] | None:
+    """The get function that dask is set to, or None; SchedulerError where dask does not know what it is set to."""
+    try:
+        get: Callable[..., Any] | None = dask.base.get_scheduler()
+    except ValueError as error:
+        raise SchedulerError(f"dask is set to a scheduler that it does not know: {error}") from error
+    return get
 
 
 def _dask_threads() -> int:
     """Threads that dask's threaded scheduler will use: its num_workers, its pool, else the cores it may use."""
     pool = dask.config.get("pool", None)
     threads = dask.config.get("num_workers", None) or getattr(pool, "_max_workers", None) or dask.system.CPU_COUNT
-    return int(threads)
+    if not isinstance(threads, int) or threads < 1:
+        raise SchedulerError(f"dask's num_workers is {threads!r}, but it must be a positive whole number.")
+    return threads

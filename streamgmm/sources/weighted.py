@@ -102,4 +102,8 @@ def with_weights(source: Source, sample_weight: Any) -> Source:
             f"sample_weight of row {bad[0]} is {weights[bad[0]]}. Weights must be finite and at least zero: a weight "
             "counts how often its row is repeated."
         )
+    with np.errstate(over="ignore"):
+        total = float(weights.sum())
+    if not np.isfinite(total):
+        raise DataError("The sum of sample_weight overflows float64. Divide the weights by the largest of them.")
     return WeightedSource(source, weights)

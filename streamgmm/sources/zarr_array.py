@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import zarr
 
-from streamgmm.errors import SourceError
+from streamgmm.errors import MissingChunksWarning, SourceError
 from streamgmm.protocols import Piece, Rows
 from streamgmm.sources.dtypes import require_real_rows
 from streamgmm.sources.grid import STORE_BLOCK_BYTES, checked_block_rows
@@ -79,6 +82,7 @@ class ZarrSource:
         name = _name_of(array)
         require_real_rows(array.shape, array.dtype, name)
         size = checked_block_rows(block_rows, _grid(array)[0], array.shape[1], STORE_BLOCK_BYTES)
+        _warn_missing(array, name)
         return cls(array, name, size)
 
     @property
@@ -107,8 +111,8 @@ def open_zarr(path: str | Path, array: str | None, storage_options: dict[str, An
         node = zarr.open(str(path), mode="r", storage_options=storage_options)
     except Exception as error:  # stores raise what their transport raises
         raise SourceError(
-            f"There is no zarr array or group that can be opened at {str(path)!r} ({type(error).__name__}: {error}). "
-            "Check the path, and that the store was written by zarr."
+            f"There is no zarr array or group that can be opened at {_without_secrets(str(path))!r} "
+            f"({type(error).__name__}). Check the path, and that the store was written by zarr."
         ) from error
     return pick_array(node, array)
 
@@ -129,6 +133,29 @@ def pick_array(node: zarr.Array[Any] | zarr.Group, array: str | None) -> zarr.Ar
     if not isinstance(found, zarr.Array):
         raise SourceError(f"The zarr group has no array {array!r}; it holds {held}.")
     return found
+
+
+def _warn_missing(array: zarr.Array[Any], name: str) -> None:
+    """MissingChunksWarning where the listing of the store lacks chunks (shards, where there are any)."""
+    unit = array.shards or array.chunks
+    expected = prod(-(-size // step) for size, step in zip(array.shape, unit, strict=True))
+    stored = array.nchunks_initialized // prod(a // b for a, b in zip(unit, array.chunks, strict=True))
+    if stored < expected:
+        warnings.warn(
+            f"{expected - stored} of {expected} {'chunks' if array.shards is None else 'shards'} of {name} are not in "
+            f"the store and are read as its fill value {array.fill_value}. If they were not left out on purpose, "
+            "write them again.",
+            MissingChunksWarning,
+            stacklevel=5,
+        )
+
+
+def _without_secrets(path: str) -> str:
+    """A path as it is; a URL without user, password and query."""
+    if "://" not in path:
+        return path
+    parts = urlsplit(path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _grid(array: zarr.Array[Any]) -> tuple[int, int]:

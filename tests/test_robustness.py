@@ -1,0 +1,212 @@
+"""Nothing learned is lost, nothing given is destroyed, and what cannot be right is said: in state, stores and sizes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from mixtures import assert_identical, blobs, fitted
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from typer.testing import CliRunner
+
+from streamgmm import GaussianMixture, cli, load, open_source
+from streamgmm.errors import (
+    DataError,
+    DataTypeError,
+    MissingChunksWarning,
+    NumericalError,
+    ParameterError,
+    RegularisationWarning,
+    SchedulerError,
+    SourceError,
+)
+
+LINES = CliRunner()
+
+
+def store(path: Path, rows: np.ndarray, chunk_rows: int = 100, **options: object) -> Path:
+    zarr.create_array(str(path), data=rows, chunks=(chunk_rows, rows.shape[1]), **options)
+    return path
+
+
+# -- state ---------------------------------------------------------------------------------------------------
+
+
+def test_a_first_fit_that_fails_leaves_an_unfitted_model() -> None:
+    model = GaussianMixture(2)
+    with pytest.raises(DataError, match="contains NaN"):
+        model.fit(np.full((50, 2), np.nan))
+    with pytest.raises(NotFittedError, match="not fitted"):
+        model.predict(blobs())
+
+
+@pytest.mark.parametrize("given", ["nan", "other features", "k above n"])
+def test_a_fit_that_fails_leaves_the_model_as_it_was(given: str) -> None:
+    model, rows = fitted(), blobs()
+    before = dict(model.__dict__)
+    bad = {"nan": np.full((50, 3), np.nan), "other features": np.full((50, 2), np.nan), "k above n": rows[:2]}[given]
+    with pytest.raises(DataError, match=r"NaN|n_samples"):
+        model.fit(bad)
+    assert model.__dict__.keys() == before.keys()
+    assert all(model.__dict__[name] is value for name, value in before.items())
+    assert model.predict(rows).shape == (len(rows),)
+
+
+def test_a_warning_turned_error_does_not_lose_the_fit() -> None:
+    rows, model = blobs(), GaussianMixture(3, max_iter=2, tol=0.0, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConvergenceWarning, match=r"did not converge in 2 passes: .* last changed by .* tol=0"):
+            model.fit(rows)
+    assert model.n_iter_ == 2
+
+
+def test_one_pass_cannot_tell_the_change() -> None:
+    with pytest.warns(ConvergenceWarning, match="one pass cannot tell"):
+        GaussianMixture(2, max_iter=1, random_state=0).fit(blobs())
+
+
+def test_names_of_an_earlier_fit_do_not_stay(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = blobs()
+    model = GaussianMixture(2, random_state=0).fit(pandas.DataFrame(rows, columns=["a", "b", "c"]))
+    assert list(model.feature_names_in_) == ["a", "b", "c"]
+    assert not hasattr(model.fit(store(tmp_path / "r.zarr", rows)), "feature_names_in_")
+
+
+@pytest.mark.parametrize("kind", ["tied", "full"])
+def test_a_hyper_parameter_set_after_the_fit_does_not_touch_the_mixture(kind: str, tmp_path: Path) -> None:
+    rows, model = blobs(), fitted(kind)
+    labels = model.predict(rows)
+    model.set_params(covariance_type="diag")
+    model.save(tmp_path / "m.sgmm")
+    again = load(tmp_path / "m.sgmm")
+    assert_identical(model, again)
+    np.testing.assert_array_equal(again.predict(rows), labels)
+    assert again.covariance_type == "diag"
+    with pytest.raises(ParameterError, match="warm_start continues from"):
+        again.set_params(warm_start=True).fit(rows)
+
+
+# -- rows ----------------------------------------------------------------------------------------------------
+
+
+def test_chunks_that_are_not_stored_are_told(tmp_path: Path) -> None:
+    path = store(tmp_path / "r.zarr", blobs(1200) + 5.0)
+    (path / "c" / "3" / "0").unlink()
+    with pytest.warns(MissingChunksWarning, match=r"1 of 12 chunks of r\.zarr are not in the store.* fill value 0\.0"):
+        GaussianMixture(2, random_state=0).fit(path)
+
+
+def test_shards_that_are_not_stored_are_told(tmp_path: Path) -> None:
+    path = store(tmp_path / "r.zarr", blobs(1150) + 5.0, shards=(300, 3))
+    open_source(path)  # whole, the last shard ragged: not a word
+    (path / "c" / "1" / "0").unlink()
+    with pytest.warns(MissingChunksWarning, match="1 of 4 shards"):
+        open_source(path)
+
+
+def test_a_dask_array_is_not_loaded_behind_the_user_s_back() -> None:
+    lazy = da.from_array(blobs(), chunks=(100, 3))
+    with pytest.raises(DataTypeError, match="dask Array yet"):
+        GaussianMixture(2).fit(lazy)
+    with pytest.raises(DataTypeError, match="dask Array yet"):
+        fitted().predict(lazy)
+
+
+def test_a_single_row_is_refused_everywhere(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="minimum of 2"):
+        GaussianMixture().fit(np.ones((1, 2)))
+    with pytest.raises(DataError, match="minimum of 2"):
+        GaussianMixture().fit(store(tmp_path / "r.zarr", np.ones((1, 2))))
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_constant_rows_are_one_component_of_size_reg_covar(kind: str) -> None:
+    with pytest.warns(RegularisationWarning, match="variance of feature"):
+        model = GaussianMixture(covariance_type=kind, random_state=0).fit(np.full((50, 3), 7.0))
+    np.testing.assert_array_equal(model.means_, np.full((1, 3), 7.0))
+    np.testing.assert_allclose(model._params().covariance.dense(1, 3)[0], 1e-6 * np.eye(3))
+
+
+@pytest.mark.parametrize("kind", ["full", "spherical"])
+@pytest.mark.parametrize("size", [1e-150, 1e-160, 1e-200])
+def test_rows_whose_squares_vanish_are_refused(kind: str, size: float) -> None:
+    with pytest.raises(NumericalError, match="variance of feature 0 of the array underflows"):
+        GaussianMixture(2, covariance_type=kind, reg_covar=0.0).fit(blobs() * size)
+
+
+def test_weights_whose_sum_overflows_are_refused() -> None:
+    rows = blobs(100)
+    with pytest.raises(DataError, match="sum of sample_weight overflows"):
+        GaussianMixture().fit(rows, sample_weight=np.full(100, 1e307))
+    with pytest.raises(DataError, match="weight zero"):
+        fitted().score(rows, sample_weight=np.zeros(100))
+
+
+def test_rounding_in_a_symmetric_matrix_is_no_asymmetry() -> None:
+    rows = blobs()
+    noise = 1e-18 * np.random.default_rng(0).normal(size=(2, 3, 3))
+    model = GaussianMixture(2, precisions_init=np.eye(3) + noise, random_state=0).fit(rows)
+    assert model.converged_
+    skewed = np.stack([np.eye(3)] * 2)
+    skewed[1, 0, 2] = 1e-3
+    with pytest.raises(ParameterError, match="precisions_init must be symmetric"):
+        GaussianMixture(2, precisions_init=skewed).fit(rows)
+
+
+def test_a_far_row_is_refused_without_a_numpy_warning() -> None:
+    with pytest.raises(NumericalError, match="density of row 1"):
+        fitted().predict(np.stack([np.zeros(3), np.full(3, 1e200)]))
+
+
+def test_samples_need_memory_for_rows_only() -> None:
+    d = 30
+    model = GaussianMixture.from_parameters([0.5, 0.5], np.zeros((2, d)), np.stack([np.eye(d)] * 2))
+    rows, labels = model.sample(100_000)
+    assert rows.shape == (100_000, d)
+    assert abs(labels.mean() - 0.5) < 0.01
+
+
+# -- where work runs, where files go -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"scheduler": "nonsense"}, "does not know"), ({"num_workers": "many"}, "num_workers is 'many'")],
+)
+def test_a_nonsense_scheduler_is_refused(settings: dict[str, str], message: str, tmp_path: Path) -> None:
+    source = open_source(store(tmp_path / "r.zarr", blobs()), block_rows=200)
+    with da.core.config.set(**settings), pytest.raises(SchedulerError, match=message):
+        GaussianMixture(2).fit(source)
+
+
+def test_credentials_in_a_url_are_not_repeated() -> None:
+    with pytest.raises(SourceError, match="There is no zarr array or group") as error:
+        open_source("nosuchprotocol://key:secret@host/rows.zarr?token=secret")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("output", ["r.zarr/zarr.json", "r.zarr/c/0/0", "r.zarr"])
+def test_a_model_never_replaces_its_rows(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = blobs()
+    store(tmp_path / "r.zarr", rows)
+    result = LINES.invoke(cli.app, ["fit", "r.zarr", "-k", "2", "-o", output, "--overwrite"])
+    assert result.exit_code == 1
+    np.testing.assert_array_equal(zarr.open_array("r.zarr", mode="r")[:], rows)
+
+
+def test_labels_never_replace_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store(tmp_path / "r.zarr", blobs())
+    fitted().save("m.sgmm")
+    zarr.open_group("g.zarr", mode="w").create_array("precious", data=np.arange(3.0))
+    result = LINES.invoke(cli.app, ["predict", "r.zarr", "m.sgmm", "-o", "g.zarr", "--overwrite"])
+    assert result.exit_code == 1
+    assert "not a zarr array" in result.output
+    np.testing.assert_array_equal(zarr.open_array("g.zarr/precious", mode="r")[:], np.arange(3.0))
