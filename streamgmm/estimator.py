@@ -38,7 +38,7 @@ from streamgmm.plan import Plan, make_plan
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
 from streamgmm.protocols import Executor, Integers, Source, blocks_of
 from streamgmm.solvers.em import FitResult, em
-from streamgmm.sources import is_store, open_source, with_weights
+from streamgmm.sources import is_lazy, is_store, open_source, with_weights
 from streamgmm.start import kmeans_start
 from streamgmm.stats import SufficientStats
 from streamgmm.streams import draw_seed, sample_index
@@ -195,7 +195,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if is_store(X):
             if reset:
                 self.__dict__.pop("feature_names_in_", None)
-        elif hasattr(X, "__dask_graph__"):
+        elif is_lazy(X):
             raise DataTypeError(
                 f"Rows cannot be read from a dask {type(X).__name__} yet, and it is not loaded into memory behind your "
                 "back. Write it to zarr and give the path, or give X.compute() if it fits."

@@ -14,7 +14,13 @@ from streamgmm.sources.memory import MemorySource
 from streamgmm.sources.weighted import with_weights
 from streamgmm.sources.zarr_array import ZarrSource, open_zarr, pick_array
 
-__all__ = ["is_store", "open_source", "with_weights"]
+__all__ = ["is_lazy", "is_store", "open_source", "with_weights"]
+
+
+def is_lazy(x: Any) -> bool:
+    """Whether ``x`` is a dask collection, or holds one: rows that asking for would load as a whole."""
+    graph = getattr(x, "__dask_graph__", None)
+    return callable(graph) and graph() is not None
 
 
 def is_store(x: Any) -> bool:
