@@ -1,6 +1,6 @@
 """Seconds an iteration of EM in memory: scikit-learn over streamgmm, and one thread over two.
 
-    python benchmarks/speed.py              # the whole grid, a few minutes
+    python benchmarks/speed.py              # the whole grid, about a quarter of an hour
     python benchmarks/speed.py --rounds 1   # quick and rough
 
 Both fit the same rows from the same start, one after the other in turns, so that what else the machine does falls on
