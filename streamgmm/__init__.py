@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamgmm.estimator import GaussianMixture as GaussianMixture
     from streamgmm.estimator import load as load
+    from streamgmm.prediction import write_rows as write_rows
     from streamgmm.sources import open_source as open_source
 
 __version__ = version("streamgmm")
@@ -20,9 +21,10 @@ _HOMES = {
     "GaussianMixture": "streamgmm.estimator",
     "load": "streamgmm.estimator",
     "open_source": "streamgmm.sources",
+    "write_rows": "streamgmm.prediction",
 }
 
-__all__ = ["GaussianMixture", "__version__", "load", "open_source"]
+__all__ = ["GaussianMixture", "__version__", "load", "open_source", "write_rows"]
 
 
 def __getattr__(name: str) -> Any:

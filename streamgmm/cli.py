@@ -21,9 +21,8 @@ from rich.table import Table
 import streamgmm
 from streamgmm.covariance import STRUCTURES
 from streamgmm.errors import MissingPackageError, ParameterError, StreamGMMError
-from streamgmm.executors import single_blas_thread
 from streamgmm.plotting import draw, save_picture
-from streamgmm.prediction import create_array, write_rows
+from streamgmm.prediction import create_array, is_array, write_rows
 from streamgmm.sources import open_source
 from streamgmm.synthetic import Mixture, random_mixture
 
@@ -148,8 +147,8 @@ def predict(
         _require_free(output, store, overwrite)
         _require_zarr_or_nothing(output)
         labels = streamgmm.load(model).predict(open_source(store, array=array))
-        with _bar("predicting", labels.shape[0]) as written, single_blas_thread():
-            write_rows(labels, output, written)
+        with _bar("predicting", labels.shape[0]) as written:
+            write_rows(labels, output, overwrite=overwrite, written=written)
         chunks = f"{labels.numblocks[0]:,} chunk{'s' * (labels.numblocks[0] != 1)}"
         typer.echo(f"{output}: {labels.shape[0]:,} labels {labels.dtype} in {chunks} of {labels.chunks[0][0]:,}")
 
@@ -305,15 +304,8 @@ def _require_free(output: Path, store: str, overwrite: bool) -> None:
 
 def _require_zarr_or_nothing(output: Path) -> None:
     """ParameterError where labels would replace anything but a zarr array."""
-    if output.exists() and not _is_array(output):
+    if output.exists() and not is_array(output):
         raise ParameterError(f"{output} is not a zarr array, so it is not replaced. Choose another -o.")
-
-
-def _is_array(path: Path) -> bool:
-    try:
-        return isinstance(zarr.open(str(path), mode="r"), zarr.Array)
-    except Exception:  # whatever zarr makes of a folder that is not its own, or broken
-        return False
 
 
 # -- the demo ------------------------------------------------------------------------------------------------------
@@ -332,7 +324,7 @@ def _demo_paths(directory: Path) -> tuple[Path, ...]:
 
 
 def _is_demo(store: Path) -> bool:
-    return _is_array(store) and DEMO_MARK in zarr.open(str(store), mode="r").attrs
+    return is_array(store) and DEMO_MARK in zarr.open(str(store), mode="r").attrs
 
 
 def _write_demo_rows(store: Path, truth: Mixture, n_rows: int, seed: int) -> None:

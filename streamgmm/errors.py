@@ -37,6 +37,10 @@ class SchedulerError(StreamGMMError, RuntimeError):
     """The dask scheduler in force cannot run this work."""
 
 
+class ClusterError(StreamGMMError, RuntimeError):
+    """The processes that do the work are gone, die again and again, or finish nothing any more."""
+
+
 class MissingPackageError(StreamGMMError, ImportError):
     """An optional package is not installed."""
 

@@ -29,14 +29,14 @@ from streamgmm.errors import (
     ParameterError,
     RegularisationWarning,
 )
-from streamgmm.executors import FAN_IN, memory_scheduler, pick_executor, single_blas_thread
+from streamgmm.executors import FAN_IN, executor_for, memory_scheduler, single_blas_thread
 from streamgmm.history import PassRecord
 from streamgmm.kernel import e_step, prepare, workspace_bytes
 from streamgmm.params import MixtureParams
 from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.plan import Plan, make_plan
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
-from streamgmm.protocols import Executor, Integers, Source, blocks_of
+from streamgmm.protocols import Executor, Integers, Source
 from streamgmm.solvers.em import FitResult, em
 from streamgmm.sources import is_lazy, is_store, open_source, with_weights
 from streamgmm.start import kmeans_start
@@ -52,7 +52,7 @@ INIT_ARRAYS = ("weights_init", "means_init", "precisions_init")
 
 
 class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
-    """Gaussian mixture fitted by EM to rows in memory or in a zarr store, in bounded memory.
+    """Gaussian mixture fitted by EM to rows in memory, in a zarr store or in a dask array, in bounded memory.
 
     Parameters and attributes are scikit-learn's where they have the same name. n rows, d features, k components.
 
@@ -146,11 +146,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> Self:
         """Learn the mixture from rows X: anything that ``open_source`` takes, or an array-like (n, d).
 
-        sample_weight: (n,) finite, at least zero; a weight counts how often its row is repeated.
+        sample_weight: (n,) finite, at least zero; a weight counts how often its row is repeated. An array-like, a zarr
+        array or its path, or a dask array, matched by row number whatever its chunks.
+
+        The work runs where dask is set to run, with the same bits everywhere: a client's cluster, processes, threads,
+        or the calling thread. Rows in memory stay on threads of this process.
 
         Raises DataError (a ValueError) for rows that cannot be learned from, ParameterError for hyper-parameters
-        without meaning, NumericalError where a covariance degenerates, SourceError where a store cannot be read, and
-        MemoryPlanError where the work would not fit. Warns with ConvergenceWarning where ``max_iter`` ended the fit.
+        without meaning, NumericalError where a covariance degenerates, SourceError where a store cannot be read,
+        MemoryPlanError where the work would not fit, SchedulerError where dask is set to a scheduler that cannot be
+        used, and ClusterError where the processes that work are gone or stand still. Warns with
+        ConvergenceWarning where ``max_iter`` ended the fit.
         """
         before = dict(self.__dict__)
         try:
@@ -167,24 +173,27 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _fit(self, X: Any, sample_weight: Any) -> FitResult:
         check_hyper_parameters(self.get_params(deep=False))
         seed = draw_seed(self.random_state)
-        source = self._open(X, sample_weight, reset=True)
-        if source.n_rows < self.n_components:
-            raise DataError(
-                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = "
-                f"{source.n_rows}. Lower n_components, or give more rows."
-            )
-        executor, plan, size = self._plan(source)
-        self._say(str(plan), printed=True)
-        pilot = take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, size))
-        self._warn_regularisation(pilot)
-        result = self._solve(source, executor, pilot, seed)
+        opened = self._open(X, sample_weight, reset=True)
+        with executor_for(opened) as executor:
+            executor.everywhere(opened.checks)
+            source = self._counted(opened, executor)
+            plan, size = self._plan(source, executor)
+            for line in (str(plan), *plan.remarks):
+                self._say(line, printed=True)
+            executor = executor.sized(plan.blocks_per_task)
+            pilot = take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, size))
+            self._warn_regularisation(pilot)
+            result = self._solve(source, executor, pilot, seed)
         self._publish(result, seed, plan)
+        self.n_passes_ += opened.name in opened.uncounted
         return result
 
     def plan(self, X: Any) -> Plan:
         """What a pass over X would read and how much memory it would take. Reads no row; MemoryPlanError as in fit."""
         check_hyper_parameters(self.get_params(deep=False))
-        return self._plan(open_source(X if is_store(X) else np.asarray(X)))[1]
+        source = open_source(X if is_store(X) or is_lazy(X) else np.asarray(X))
+        with executor_for(source) as executor:
+            return self._plan(source, executor)[0]
 
     def fit_predict(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> Any:
         """Fit, then the label of every row: the component with the largest responsibility."""
@@ -192,22 +201,19 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _open(self, X: Any, sample_weight: Any = None, *, reset: bool = False) -> Source:
         """The source of X; sets n_features_in_ where ``reset``, else refuses another number of features."""
-        if is_store(X):
+        if is_store(X) or is_lazy(X):
             if reset:
                 self.__dict__.pop("feature_names_in_", None)
-        elif is_lazy(X):
-            raise DataTypeError(
-                f"Rows cannot be read from a dask {type(X).__name__} yet, and it is not loaded into memory behind your "
-                "back. Write it to zarr and give the path, or give X.compute() if it fits."
-            )
         else:
+            if np.ma.is_masked(X):
+                raise DataTypeError(
+                    "The array is masked, and some of its values are. Fill them in, or drop those rows."
+                )
             X = validate_data(
                 self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=2 if reset else 1
             )
         source = open_source(X)
         if reset:
-            if source.n_rows < 2:
-                raise DataError(f"{source.name} has 1 row, but a minimum of 2 is required to fit a mixture.")
             self.n_features_in_ = source.n_features
         elif source.n_features != self.n_features_in_:
             raise DataError(
@@ -216,29 +222,58 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
         return with_weights(source, sample_weight)
 
-    def _plan(self, source: Source) -> tuple[Executor, Plan, int]:
-        """The executor, the plan of a pass and the rows of the sample."""
+    def _counted(self, source: Source, executor: Executor) -> Source:
+        """The source with its rows counted, where that takes a read, and enough of them."""
+        for name in source.uncounted:
+            self._say(
+                f"{name} does not know its chunk sizes: one more read counts its rows. compute_chunk_sizes() would "
+                "save it where the array is fitted more than once.",
+                printed=True,
+            )
+        source = source.counted(executor)
+        if source.n_rows < 2:
+            raise DataError(f"{source.name} has 1 row, but a minimum of 2 is required to fit a mixture.")
+        if source.n_rows < self.n_components:
+            raise DataError(
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = "
+                f"{source.n_rows}. Lower n_components, or give more rows."
+            )
+        return source
+
+    def _plan(self, source: Source, executor: Executor) -> tuple[Plan, int]:
+        """The plan of a pass, and the rows of the sample."""
         k, d, structure = self.n_components, source.n_features, STRUCTURES[self.covariance_type]
         size = min(source.n_rows, max(SMALLEST_SAMPLE, 100 * k * (d + 1)), LARGEST_SAMPLE_BYTES // (8 * d))
-        executor = pick_executor(-(-source.n_rows // source.block_rows), in_memory=source.in_memory)
-        n_moments = 1 + d + structure.quadratic.size(d)
-        plan = make_plan(
+        return self._pass_plan(source, executor, k, structure, self.n_init, size), size
+
+    @staticmethod
+    def _pass_plan(
+        source: Source,
+        executor: Executor,
+        k: int,
+        structure: type[AbstractCovariance],
+        models: int = 1,
+        sample: int = 0,
+    ) -> Plan:
+        """The plan of a pass with ``models`` mixtures of k components, and a sample of so many rows."""
+        d = source.n_features
+        return make_plan(
             source,
-            n_threads=executor.n_threads,
+            executor.capacity,
             fan_in=FAN_IN,
-            workspace_bytes=workspace_bytes(structure, k, d, self.n_init),
-            value_bytes=8 * k * n_moments * self.n_init,
-            sample_bytes=8 * size * (4 * d + 4 * k),
+            workspace_bytes=workspace_bytes(structure, k, d, models),
+            value_bytes=8 * k * (1 + d + structure.quadratic.size(d)) * models,
+            sample_bytes=8 * sample * (4 * d + 4 * k),
+            carried_bytes=2 * 8 * sample * d,
         )
-        return executor.sized(plan.blocks_per_task), plan, size
 
     def _solve(self, source: Source, executor: Executor, pilot: Pilot, seed: int) -> FitResult:
         structure = STRUCTURES[self.covariance_type]
-        frame = pilot.frame(isotropic=structure.isotropic)
+        frame, blocks = pilot.frame(isotropic=structure.isotropic), source.blocks()
 
         def read(models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
             scorers = tuple(prepare(model, frame) for model in models)
-            return executor.map_reduce(e_step, scorers, blocks_of(source)).values
+            return executor.map_reduce(e_step, scorers, blocks, source.graph).values
 
         return em(
             read,
@@ -260,6 +295,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         covariance = None if precisions is None else checked_precisions(precisions, structure, k, d)
         if weights is not None and means is not None and covariance is not None:
             return [MixtureParams(weights, means, covariance)]
+        if len(pilot.sample) < k:
+            raise DataError(
+                f"Only {len(pilot.sample)} of the rows that were drawn for the start have a weight above zero, but "
+                f"n_components={k}. Give sample_weight as an array in memory, so that rows are drawn among those that "
+                "count, or give weights_init, means_init and precisions_init."
+            )
         self._say(f"seeking {self.n_init} start(s) on a sample of {len(pilot.sample):,} rows", printed=False)
         found = [kmeans_start(pilot, structure, k, seed, index) for index in range(self.n_init)]
         return [
@@ -336,7 +377,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     # -- using what was learned ------------------------------------------------------------------------------------
 
     def predict(self, X: Any) -> Any:
-        """Labels (n,) int64 in memory for rows in memory; a lazy dask array with the store's row chunks for a store."""
+        """Labels (n,) int64: in memory for rows in memory; else a lazy dask array with the row chunks of X."""
         return self._rows(X, LABELS)
 
     def predict_proba(self, X: Any) -> Any:
@@ -391,12 +432,15 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _totals(self, X: Any, sample_weight: Any = None) -> tuple[float, float]:
         """Log-likelihood and weight of all rows."""
         check_is_fitted(self, "weights_")
-        with single_blas_thread():
-            source = self._open(X, sample_weight)
-            params = self._params()
-            blocks = blocks_of(source)
-            executor = pick_executor(len(blocks), in_memory=source.in_memory)
-            totals = executor.map_reduce(total_block, prepare(params, params.frame()), blocks)
+        source, params = self._open(X, sample_weight), self._params()
+        with single_blas_thread(), executor_for(source) as executor:
+            executor.everywhere(source.checks)
+            if sample_weight is not None:
+                source = source.counted(executor)
+            if not source.uncounted:
+                plan = self._pass_plan(source, executor, params.n_components, type(params.covariance))
+                executor = executor.sized(plan.blocks_per_task)
+            totals = executor.map_reduce(total_block, prepare(params, params.frame()), source.blocks(), source.graph)
         if not totals.weight > 0:
             raise DataError(f"All rows of {source.name} have weight zero. At least one must count for something.")
         return totals.log_likelihood, totals.weight
@@ -486,8 +530,11 @@ def _last_change(lower_bounds: list[float]) -> str:
 
 
 def _sample_rows(n_rows: int, sample_weight: Any, seed: int, size: int) -> Integers:
-    """Rising numbers of the rows of the sample, drawn among those that count for something."""
-    if sample_weight is None:
+    """Rising numbers of the rows of the sample, drawn among those that count for something.
+
+    Weights that are not in memory are not loaded for that: the sample then loses the rows that have weight zero.
+    """
+    if sample_weight is None or is_store(sample_weight):
         return sample_index(seed, n_rows, size)
     counted = np.flatnonzero(np.asarray(sample_weight, dtype=np.float64))
     return counted[sample_index(seed, len(counted), size)]

@@ -191,6 +191,7 @@ def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *
             if filled == features.shape[1]:
                 yield finished()
                 row, filled = row + filled, 0
+        del piece  # else it lives while the next one is read
     if filled:
         yield finished()
 

@@ -11,7 +11,7 @@ import numpy as np
 from streamgmm.errors import DataError, NumericalError
 from streamgmm.kernel import Tile, tiles
 from streamgmm.linalg import power_of_two
-from streamgmm.protocols import Block, Executor, Floats, Integers, Source, blocks_of
+from streamgmm.protocols import Block, Executor, Floats, Integers, Source
 from streamgmm.quadratic import OUTER, unpack
 from streamgmm.stats import Frame, SufficientStats
 
@@ -66,7 +66,7 @@ def take_pilot(source: Source, executor: Executor, sample_index: Integers) -> Pi
 
     Raises DataError where a value is not finite or all weights are zero; NumericalError where squares overflow.
     """
-    survey = executor.map_reduce(survey_block, sample_index, blocks_of(source))
+    survey = executor.map_reduce(survey_block, sample_index, source.blocks(), source.graph)
     moments = survey.moments
     if not moments.weight > 0:
         raise DataError(

@@ -6,15 +6,28 @@ import os
 from dataclasses import dataclass
 
 from streamgmm.errors import MemoryPlanError
-from streamgmm.protocols import Source
+from streamgmm.protocols import Capacity, Source
 
 MIB = 2**20
 
 #: Resident size of the process that calls fit, once its libraries are loaded.
 LIBRARY_BYTES = 250 * MIB
 
-#: A task below this size costs more to schedule than to run.
-SMALLEST_TASK_BYTES = 32 * MIB
+#: The same for a process that only runs blocks, where it does not say how large it is.
+WORKER_LIBRARY_BYTES = 150 * MIB
+
+#: What allocators, messages and dask's own records take in such a process beside what is counted: measured over 4 GB.
+WORKER_SLACK_BYTES = 80 * MIB
+
+#: Part of a worker's limit that its process may use: above it dask pauses the worker. Above 0.7 it writes results to
+#: disk, which costs nothing here: they are statistics.
+USABLE_PART = 0.8
+
+#: Scheduling that takes longer than this in a pass is worth a remark, in seconds.
+REMARKABLE_SECONDS = 0.5
+
+#: A task below this size costs more to schedule than to run. Blocks of a store are near 32 MiB, and large enough.
+SMALLEST_TASK_BYTES = 16 * MIB
 
 #: More tasks than this in a pass and the scheduler becomes the work.
 MOST_TASKS = 4096
@@ -28,7 +41,12 @@ COPIES_OF_A_CHUNK = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """One pass over a source. Sizes in bytes; read_bytes is what the rows take in their own dtype, uncompressed."""
+    """One pass over a source. Sizes in bytes; read_bytes is what the rows take in their own dtype, uncompressed.
+
+    peak_bytes: the most that the process which calls fit takes.  worker_peak_bytes: the most that each process beside
+    it takes, 0 where there are none.  in_memory: whether the rows are there already, and not counted.  remarks: what
+    could be better, a sentence each.
+    """
 
     name: str
     n_rows: int
@@ -39,64 +57,171 @@ class Plan:
     blocks_per_task: int
     n_tasks: int
     n_threads: int
+    n_processes: int
     peak_bytes: int
+    worker_peak_bytes: int
+    in_memory: bool = False
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        blocks = f"{self.n_blocks} block{'s' * (self.n_blocks != 1)} of {self.block_rows:,} rows"
+        blocks = f"{_count(self.n_blocks, 'block')} of {self.block_rows:,} rows"
+        where = _count(self.n_threads, "thread")
+        workers = " beside the rows" if self.in_memory else ""
+        if self.n_processes:
+            where += f" in {_count(self.n_processes, 'process', 'es')}"
+            workers = f", {_size(self.worker_peak_bytes)} in each of the others"
         return (
             f"{self.name}: {self.n_rows:,} rows x {self.n_features} features, {_size(self.read_bytes)} a pass in "
-            f"{blocks}, {self.n_tasks} task{'s' * (self.n_tasks != 1)} on {self.n_threads} "
-            f"thread{'s' * (self.n_threads != 1)}; peak memory at most {_size(self.peak_bytes)}"
+            f"{blocks}, {_count(self.n_tasks, 'task')} on {where}; "
+            f"peak memory at most {_size(self.peak_bytes)}{workers}"
         )
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Memory of the parts of a pass, in bytes: of one thread that runs a block, and of one value."""
+
+    chunk: int
+    workspace: int
+    value: int
+    sample: int
+    carried: int
+    fan_in: int
+
+    def threads(self, n: int) -> int:
+        return n * (self.chunk + self.workspace)
+
+    def held_by_tasks(self, n: int, blocks_per_task: int) -> int:
+        """Values that n tasks of a process hold: two on every level of their trees, and those of a merge."""
+        levels = 1
+        while self.fan_in**levels < blocks_per_task:
+            levels += 1
+        return self.value * (n * 2 * levels + self.fan_in + 1)
 
 
 def make_plan(
     source: Source,
+    capacity: Capacity,
     *,
-    n_threads: int,
     fan_in: int,
     workspace_bytes: int,
     value_bytes: int,
     sample_bytes: int,
+    carried_bytes: int = 0,
     limit_bytes: int | None = None,
 ) -> Plan:
     """The plan of a pass.
 
     workspace_bytes: what the kernel allocates beside the rows, per thread.  value_bytes: what a block leaves behind.
-    sample_bytes: what the caller keeps.  limit_bytes: memory that may be used; the machine's own by default.
+    sample_bytes: what the caller keeps.  carried_bytes: what travels to it through other processes.  limit_bytes:
+    memory of the caller's machine; what it has by default.
 
-    Raises MemoryPlanError, with the numbers, where the peak exceeds the limit.
+    Tasks are made smaller where a process would hold too much; blocks never are, for the last bits depend on them.
+    Raises MemoryPlanError, with the numbers, where it still would.
     """
-    n_blocks = -(-source.n_rows // source.block_rows)
-    row_bytes = source.n_features * source.dtype.itemsize
-    blocks_per_task = _blocks_per_task(n_blocks, 8 * source.n_features * source.block_rows, n_threads, fan_in)
-    chunk_bytes = 0 if source.in_memory else COPIES_OF_A_CHUNK * row_bytes * min(source.grid_rows, source.n_rows)
-    levels = 1
-    while fan_in**levels < n_blocks:
-        levels += 1
-    values = value_bytes * (n_threads * 2 * levels + fan_in + 1)
-    peak = LIBRARY_BYTES + n_threads * (chunk_bytes + workspace_bytes) + values + sample_bytes
-    limit = machine_bytes() if limit_bytes is None else limit_bytes
-    if peak > limit:
-        raise MemoryPlanError(
-            f"A pass over {source.name} needs {_size(peak)} at its peak, but {_size(limit)} are there: libraries "
-            f"{_size(LIBRARY_BYTES)}, {n_threads} threads x ({_size(chunk_bytes)} for a chunk of "
-            f"{source.grid_rows:,} rows + {_size(workspace_bytes)} of work space), statistics {_size(values)}, sample "
-            f"{_size(sample_bytes)}. Use fewer threads (dask.config.set(num_workers=1), or DASK_NUM_WORKERS=1 in the "
-            "environment), rechunk the store to fewer rows a chunk, or lower n_components."
-        )
+    n_rows, row_bytes = source.n_rows, source.n_features * source.dtype.itemsize
+    n_blocks = len(source.blocks())
+    chunk = 0 if source.in_memory else COPIES_OF_A_CHUNK * row_bytes * min(source.grid_rows, n_rows)
+    chunk += source.weight_bytes
+    costs = _Costs(chunk, workspace_bytes, value_bytes, sample_bytes, carried_bytes, fan_in)
+    span = 1
+    if source.divisible:
+        span = _blocks_per_task(n_blocks, 8 * source.n_features * source.block_rows, capacity.n_threads, fan_in)
+    machine = machine_bytes() if limit_bytes is None else limit_bytes
+    while span > 1 and _excess(source, capacity, costs, span, n_blocks, machine) is not None:
+        span //= fan_in
+    refusal = _excess(source, capacity, costs, span, n_blocks, machine)
+    if refusal is not None:
+        raise MemoryPlanError(refusal)
+    n_tasks = -(-n_blocks // span)
     return Plan(
-        source.name,
-        source.n_rows,
-        source.n_features,
-        row_bytes * source.n_rows,
-        n_blocks,
-        source.block_rows,
-        blocks_per_task,
-        -(-n_blocks // blocks_per_task),
-        n_threads,
-        peak,
+        name=source.name,
+        n_rows=n_rows,
+        n_features=source.n_features,
+        read_bytes=row_bytes * n_rows,
+        n_blocks=n_blocks,
+        block_rows=source.block_rows,
+        blocks_per_task=span,
+        n_tasks=n_tasks,
+        n_threads=capacity.n_threads,
+        n_processes=capacity.n_processes,
+        peak_bytes=_caller_peak(capacity, costs, span, n_blocks),
+        worker_peak_bytes=_worker_peak(capacity, costs, span) if capacity.n_processes else 0,
+        in_memory=source.in_memory,
+        remarks=_remarks(source, capacity, n_tasks, row_bytes * n_rows),
     )
+
+
+def _caller_peak(capacity: Capacity, costs: _Costs, span: int, n_blocks: int) -> int:
+    """Peak of the process that calls fit: it runs the blocks itself, or waits for others and takes what they send."""
+    if capacity.n_processes:
+        return LIBRARY_BYTES + costs.held_by_tasks(1, 1) + costs.sample
+    return (
+        LIBRARY_BYTES
+        + costs.threads(capacity.n_threads)
+        + costs.held_by_tasks(capacity.n_threads, n_blocks)
+        + costs.sample
+    )
+
+
+def _worker_peak(capacity: Capacity, costs: _Costs, span: int) -> int:
+    """Peak of a process beside it: its threads, the values of tasks that wait to be merged, the sample on its way."""
+    threads = capacity.threads_per_process
+    return _worker_base(capacity) + costs.threads(threads) + costs.held_by_tasks(threads, span) + costs.carried
+
+
+def _worker_base(capacity: Capacity) -> int:
+    """What a process beside the caller's takes before any work."""
+    # a process that has fitted before holds part of the slack already
+    resident = capacity.resident_bytes + WORKER_SLACK_BYTES // 2
+    return max(WORKER_LIBRARY_BYTES + WORKER_SLACK_BYTES, resident)
+
+
+def _excess(source: Source, capacity: Capacity, costs: _Costs, span: int, n_blocks: int, machine: int) -> str | None:
+    """None where the pass fits, else a sentence with the numbers and the way out."""
+    chunk = f"{_size(costs.chunk)} for a chunk of {source.grid_rows:,} rows + {_size(costs.workspace)} of work space"
+    worker = _worker_peak(capacity, costs, span) if capacity.n_processes else 0
+    limit = capacity.limit_bytes
+    if limit is not None and worker > USABLE_PART * limit:
+        threads = _count(capacity.threads_per_process, "thread")
+        values = costs.held_by_tasks(capacity.threads_per_process, span)
+        return (
+            f"A pass over {source.name} needs {_size(worker)} in each worker, but {_size(int(USABLE_PART * limit))} "
+            f"can be used there, {USABLE_PART:.0%} of its limit of {_size(limit)}: the process itself "
+            f"{_size(_worker_base(capacity))}, {threads} x ({chunk}), statistics {_size(values)}, sample "
+            f"{_size(costs.carried)}. Give workers more memory (memory_limit=) or fewer threads "
+            "(threads_per_worker=1), rechunk to fewer rows a chunk, or lower n_components."
+        )
+    peak = _caller_peak(capacity, costs, span, n_blocks)
+    others = 0 if limit is not None else capacity.n_processes * worker  # a cluster's limits are its own business
+    if peak + others > machine:
+        threads = _count(max(capacity.n_threads, 1), "thread")
+        return (
+            f"A pass over {source.name} needs {_size(peak + others)} at its peak, but {_size(machine)} are there: "
+            f"libraries {_size(LIBRARY_BYTES + capacity.n_processes * _worker_base(capacity))}, {threads} x ({chunk}), "
+            f"statistics {_size(costs.held_by_tasks(capacity.n_threads, n_blocks))}, sample {_size(costs.sample)}. "
+            "Use fewer threads (dask.config.set(num_workers=1), or DASK_NUM_WORKERS=1 in the environment), rechunk "
+            "the store to fewer rows a chunk, or lower n_components."
+        )
+    return None
+
+
+def _remarks(source: Source, capacity: Capacity, n_tasks: int, read_bytes: int) -> tuple[str, ...]:
+    """What a user may want to change before the fit begins."""
+    remarks = []
+    seconds = n_tasks * capacity.task_seconds
+    if not source.divisible and seconds > REMARKABLE_SECONDS and read_bytes < n_tasks * SMALLEST_TASK_BYTES:
+        remarks.append(
+            f"Each of the {n_tasks:,} chunks of {source.name} is a task of its own, {_size(read_bytes // n_tasks)} on "
+            f"average, so about {seconds:.2g} s of every pass go into scheduling. Give the store that the array reads "
+            "(its chunks share tasks), or rechunk the array to chunks of about 32 MB."
+        )
+    if source.upstream_tasks > 0:
+        remarks.append(
+            f"Every read of {source.name} runs its own graph again, about {source.upstream_tasks + 1:.3g} tasks a "
+            "chunk. If that is expensive, write it to a store first (array.to_zarr(PATH)) and fit that."
+        )
+    return tuple(remarks)
 
 
 def _blocks_per_task(n_blocks: int, block_bytes: int, n_threads: int, fan_in: int) -> int:
@@ -119,3 +244,7 @@ def _size(n_bytes: int) -> str:
         if n_bytes >= 0.9995 * size:  # what rounds to a thousand of the smaller unit
             return f"{n_bytes / size:.3g} {unit}"
     return f"{n_bytes / 1000:.3g} kB"
+
+
+def _count(n: int, what: str, plural: str = "s") -> str:
+    return f"{n:,} {what}{plural if n != 1 else ''}"

@@ -85,9 +85,14 @@ class CutBlock:
     stop: int
     places: Sequence[float] = ()
 
+    needs = ()
+
     @property
     def n_features(self) -> int:
         return self.array.shape[1]
+
+    def opened(self, values: Sequence[object]) -> CutBlock:
+        return self
 
     def pieces(self) -> Iterator[Piece]:
         for first, last in cut_at(self.stop - self.start, self.places):

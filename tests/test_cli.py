@@ -8,8 +8,10 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import zarr
 from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
+from zarr.storage import LocalStore
 
 import streamgmm
 from streamgmm import GaussianMixture, cli, load, prediction
@@ -221,16 +224,43 @@ def test_predict_writes_the_labels_in_the_chunks_of_the_store(small: Path, two: 
 def test_predict_writes_every_chunk_once(
     small: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = []
-    plain = prediction._Target.__setitem__
+    written, plain = [], LocalStore.set
 
-    def noted(self: prediction._Target, index: tuple[slice], values: np.ndarray) -> None:
-        written.append((index[0].start, index[0].stop))
-        plain(self, index, values)
+    async def noted(self: LocalStore, key: str, value: Any) -> None:
+        written.append(key)
+        await plain(self, key, value)
 
-    monkeypatch.setattr(prediction._Target, "__setitem__", noted)
+    monkeypatch.setattr(LocalStore, "set", noted)
     succeed("predict", small, two, "-o", tmp_path / "labels.zarr")
-    assert sorted(written) == [(0, 1_000), (1_000, 2_000), (2_000, 2_500)]
+    assert sorted(key for key in written if key.startswith("c")) == ["c/0", "c/1", "c/2"]
+
+
+def test_predict_says_one_line_where_there_is_no_terminal(small: Path, two: Path, tmp_path: Path) -> None:
+    result = succeed("predict", small, two, "-o", tmp_path / "labels.zarr")
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+
+
+def test_progress_of_predict_adds_up_to_all_rows(
+    small: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+
+    @contextmanager
+    def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        assert (what, total) == ("predicting", 2_500)
+        yield heard.append
+
+    monkeypatch.setattr(cli, "_bar", bar)
+    succeed("predict", small, two, "-o", tmp_path / "labels.zarr")
+    assert sorted(heard) == [500, 1_000, 1_000]
+
+
+@pytest.mark.parametrize("arguments", [["predict"], ["predict", "rows.zarr", "model.sgmm"], ["predict", "--nonsense"]])
+def test_predict_asked_in_the_wrong_way_shows_its_usage(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Usage: " in result.stderr
 
 
 def test_predict_on_shards_writes_a_chunk_a_shard(two: Path, tmp_path: Path) -> None:
@@ -278,30 +308,6 @@ def test_chunks_that_hold_only_the_fill_value_are_written_too(tmp_path: Path) ->
     assert array.nchunks_initialized == 2
 
 
-def test_a_closed_target_waits_for_writes_and_takes_no_more() -> None:
-    entered, release, written = threading.Event(), threading.Event(), []
-
-    class Slow:
-        def __setitem__(self, index: object, values: object) -> None:
-            entered.set()
-            assert release.wait(60)
-            written.append(index)
-
-    target = prediction._Target(Slow(), lambda rows: None)
-    writer = threading.Thread(target=target.__setitem__, args=("first", [1]))
-    closer = threading.Thread(target=target.close)
-    writer.start()
-    assert entered.wait(60)
-    closer.start()
-    closer.join(0.1)
-    assert closer.is_alive()
-    release.set()
-    closer.join(60)
-    assert not closer.is_alive()
-    target["second"] = [1]
-    assert written == ["first"]
-
-
 # -- info ----------------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +350,8 @@ def test_info_of_a_store_gives_its_grid_and_the_plan(small: Path) -> None:
 def test_info_of_a_group_asks_for_the_array_in_the_words_of_the_command_line(tmp_path: Path) -> None:
     group = zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
     group.create_array("a", data=np.ones((4, 2)))
-    assert "group of arrays ['a']. Say which one with --array NAME." in error_of("info", tmp_path / "g.zarr")
+    words = "group of arrays ['a']. Say which one with --array NAME, or by its own path."
+    assert words in error_of("info", tmp_path / "g.zarr")
     assert "shape (4, 2)" in succeed("info", tmp_path / "g.zarr", "--array", "a").stdout
 
 

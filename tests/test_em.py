@@ -24,7 +24,7 @@ from streamgmm.executors import SerialExecutor
 from streamgmm.kernel import e_step, prepare
 from streamgmm.params import MixtureParams
 from streamgmm.pilot import take_pilot
-from streamgmm.protocols import Piece, blocks_of
+from streamgmm.protocols import Piece
 from streamgmm.solvers.em import em
 from streamgmm.start import kmeans_start
 from streamgmm.stats import SufficientStats
@@ -38,14 +38,19 @@ class CountedBlock:
     array: np.ndarray
     start: int
     stop: int
-    opened: list[int]
+    openings: list[int]
+
+    needs = ()
 
     @property
     def n_features(self) -> int:
         return int(self.array.shape[1])
 
+    def opened(self, values: Any) -> Any:
+        return self
+
     def pieces(self) -> Iterator[Piece]:
-        self.opened.append(self.start)
+        self.openings.append(self.start)
         yield Piece(self.array[self.start : self.stop], None)
 
     def locate(self, row: int, column: int) -> str:
@@ -57,11 +62,18 @@ class CountedSource:
     """Rows of an array in blocks of 400."""
 
     array: np.ndarray
-    opened: list[int] = field(default_factory=list)
+    openings: list[int] = field(default_factory=list)
     name: str = "the counted rows"
     grid_rows: int = 1
     block_rows: int = 400
     in_memory: bool = True
+    travels: bool = False
+    uncounted: tuple[()] = ()
+    divisible: bool = True
+    upstream_tasks: float = 0.0
+    weight_bytes: int = 0
+    graph: dict[str, Any] = field(default_factory=dict)
+    checks: tuple[()] = ()
 
     @property
     def n_rows(self) -> int:
@@ -75,8 +87,14 @@ class CountedSource:
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype
 
+    def counted(self, executor: Any) -> CountedSource:
+        return self
+
+    def blocks(self) -> list[CountedBlock]:
+        return [self.block(start, min(start + 400, self.n_rows)) for start in range(0, self.n_rows, 400)]
+
     def block(self, start: int, stop: int) -> CountedBlock:
-        return CountedBlock(self.array, start, stop, self.opened)
+        return CountedBlock(self.array, start, stop, self.openings)
 
 
 # -- when EM stops -----------------------------------------------------------------------------------------------------
@@ -154,7 +172,7 @@ def test_restarts_share_each_read_and_the_best_is_kept() -> None:
     assert shared.n_iter_ == best.n_iter_
     assert_close(shared, best, 1e-7)
     assert shared.n_passes_ == max(single.n_iter_ for single in singles) + 1
-    assert sorted(source.opened) == sorted([0, 400, 800] * shared.n_passes_)
+    assert sorted(source.openings) == sorted([0, 400, 800] * shared.n_passes_)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -266,7 +284,7 @@ def read_of(rows: np.ndarray) -> Any:
 
     def read(models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
         scorers = tuple(prepare(model, frame) for model in models)
-        return SerialExecutor().map_reduce(e_step, scorers, blocks_of(source)).values
+        return SerialExecutor().map_reduce(e_step, scorers, source.blocks()).values
 
     return read
 

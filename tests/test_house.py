@@ -27,7 +27,7 @@ CODE = [
 ]
 
 #: what runs on a worker, and what must not be loaded there: scikit-learn alone costs 120 MB
-WORKER = ("streamgmm", "streamgmm.kernel", "streamgmm.sources", "streamgmm.executors", "streamgmm.pilot")
+WORKER = ("streamgmm", *(f"streamgmm.{name}" for name in ("kernel", "sources", "executors", "pilot", "prediction")))
 HEAVY = ("sklearn", "pandas", "matplotlib", "typer", "rich")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -6,8 +6,9 @@ Tolerances are 1e-12 of the sums of absolute terms: what rounding alone may do t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
@@ -37,7 +38,6 @@ from streamgmm.executors import LocalExecutor, SerialExecutor, single_blas_threa
 from streamgmm.kernel import e_step, prepare
 from streamgmm.params import MixtureParams
 from streamgmm.pilot import take_pilot
-from streamgmm.protocols import blocks_of
 from streamgmm.stats import Frame
 
 EPS = float(np.finfo(np.float64).eps)
@@ -195,6 +195,7 @@ class _Cut:
     name: str = "cut rows"
     in_memory: bool = True
     grid_rows: int = 1
+    graph: Mapping[Hashable, object] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
@@ -210,6 +211,10 @@ class _Cut:
 
     def block(self, start: int, stop: int) -> CutBlock:
         return CutBlock(self.rows, self.weights, start, stop, self.places)
+
+    def blocks(self) -> list[CutBlock]:
+        starts = range(0, self.n_rows, self.block_rows)
+        return [self.block(start, min(start + self.block_rows, self.n_rows)) for start in starts]
 
 
 class TestMerge:
@@ -427,7 +432,7 @@ class TestSameBits:
     def test_statistics(self, kind: str, n_blocks: int, scheduler: str, blocks_per_task: int) -> None:
         case = Case(k=3, d=4, n=29 * n_blocks - 12, seed=n_blocks)
         rows, params = case.rows(), case.mixture(kind)
-        blocks = blocks_of(open_source(rows, block_rows=29))
+        blocks = open_source(rows, block_rows=29).blocks()
         assert len(blocks) == n_blocks
         assert blocks[-1].stop - blocks[-1].start == 17
         scorers = (prepare(params, params.frame()), prepare(case.mixture(kind).canonical(), params.frame()))
@@ -442,7 +447,7 @@ class TestSameBits:
         """Another tree gives other bits here, so the equalities above are not empty."""
         case = Case(k=3, d=4, n=73 * 29, seed=5)
         params, rows = case.mixture("full"), case.rows()
-        blocks = blocks_of(open_source(rows, block_rows=29))
+        blocks = open_source(rows, block_rows=29).blocks()
         scorer = (prepare(params, params.frame()),)
         tree = SerialExecutor().map_reduce(e_step, scorer, blocks).values[0]
         line = e_step(scorer, blocks[0]).values[0]

@@ -14,7 +14,6 @@ from streamgmm import GaussianMixture, open_source
 from streamgmm.errors import DataError, NumericalError
 from streamgmm.executors import LocalExecutor, SerialExecutor
 from streamgmm.pilot import Pilot, survey_block, take_pilot
-from streamgmm.protocols import blocks_of
 from streamgmm.sources import with_weights
 from streamgmm.streams import sample_index
 
@@ -133,7 +132,7 @@ def test_the_frame_has_powers_of_two_and_unit_deviations(rows):
 def test_what_blocks_leave_behind_does_not_grow_with_their_rows():
     """A sample of a few rows out of many tiles: only tiles that hold one of them may leave something."""
     rows = np.random.default_rng(0).normal(size=(400_000, 1))
-    (block,) = blocks_of(open_source(rows, block_rows=len(rows)))
+    (block,) = open_source(rows, block_rows=len(rows)).blocks()
     assert len(survey_block(np.array([3, 5, 399_999]), block).sample) <= 3
 
 

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
+from clusters import local_cluster
 from conftest import write_zarr
+from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamgmm import GaussianMixture
-from streamgmm.errors import MemoryPlanError
-from streamgmm.plan import Plan, machine_bytes, make_plan
+from streamgmm import GaussianMixture, open_source
+from streamgmm.errors import DataError, MemoryPlanError
+from streamgmm.executors.distributed import CLUSTER_TASK_SECONDS, DistributedExecutor
+from streamgmm.plan import (
+    SMALLEST_TASK_BYTES,
+    USABLE_PART,
+    WORKER_LIBRARY_BYTES,
+    WORKER_SLACK_BYTES,
+    Plan,
+    machine_bytes,
+    make_plan,
+)
+from streamgmm.protocols import Capacity
 
 MIB = 2**20
 FLOAT32 = np.dtype("f4")
+THREADS = Capacity(3)
+GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -29,15 +47,28 @@ class Described:
     grid_rows: int = 211
     block_rows: int = 211 * 7
     in_memory: bool = False
+    divisible: bool = True
+    upstream_tasks: float = 0.0
+    weight_bytes: int = 0
     name: str = "rows.zarr"
+
+    def blocks(self) -> range:
+        return range(0, self.n_rows, self.block_rows)
 
     def block(self, start: int, stop: int) -> Any:
         raise AssertionError("a plan reads nothing")
 
 
-def plan_of(source: Described, **numbers: Any) -> Plan:
-    sizes = {"n_threads": 3, "fan_in": 8, "workspace_bytes": 1_000_003, "value_bytes": 10_007, "sample_bytes": 500_009}
-    return make_plan(source, **{**sizes, **numbers})
+#: 1,000 blocks of a 256th of what is worth a task
+SMALL = Described(n_rows=1_000 * 2_048, n_features=SMALLEST_TASK_BYTES // 2**22, grid_rows=2_048, block_rows=2_048)
+
+
+def plan_of(source: Described, capacity: Capacity = THREADS, **numbers: Any) -> Plan:
+    sizes = {"fan_in": 8, "workspace_bytes": 1_000_003, "value_bytes": 10_007, "sample_bytes": 500_009}
+    return make_plan(source, capacity, **{**sizes, **numbers})
+
+
+# -- in this process ---------------------------------------------------------------------------------------------------
 
 
 def test_the_numbers_of_a_pass():
@@ -46,6 +77,7 @@ def test_the_numbers_of_a_pass():
     assert plan.read_bytes == 100_003 * 13 * 4
     assert plan.n_blocks == 68  # 67 whole ones and a rest
     assert (plan.blocks_per_task, plan.n_tasks) == (1, 68)
+    assert (plan.n_processes, plan.worker_peak_bytes, plan.remarks) == (0, 0, ())
 
 
 def test_the_peak_in_numbers():
@@ -112,6 +144,98 @@ def test_a_fit_is_refused_before_anything_is_read(tmp_path, monkeypatch):
         GaussianMixture().fit(path)
 
 
+# -- in processes and on workers ---------------------------------------------------------------------------------------
+
+#: 2 workers of 3 threads and 503 MB each
+WORKERS = Capacity(6, 2, 3, 503_000_000, task_seconds=0.004)
+WORKER_BYTES = WORKER_LIBRARY_BYTES + WORKER_SLACK_BYTES
+
+
+def test_the_peaks_of_workers_in_numbers():
+    """A worker holds threads, the values of their tasks and of a merge, and the sample; the caller what it is sent."""
+    plan = plan_of(Described(), WORKERS, carried_bytes=70_001)
+    chunk = 3 * 211 * 13 * 4
+    values = 10_007 * (3 * 2 * 1 + 8 + 1)  # tasks of one block: one level
+    assert plan.worker_peak_bytes == WORKER_BYTES + 3 * (chunk + 1_000_003) + values + 70_001
+    assert plan.peak_bytes == 250 * MIB + 10_007 * (2 + 8 + 1) + 500_009
+    assert (plan.n_threads, plan.n_processes) == (6, 2)
+
+
+def test_what_travels_to_the_caller_costs_workers_only():
+    for capacity, difference in ((WORKERS, 1_000), (THREADS, 0)):
+        plans = [plan_of(Described(), capacity, carried_bytes=n) for n in (0, 1_000)]
+        assert plans[1].worker_peak_bytes - plans[0].worker_peak_bytes == difference
+        assert plans[1].peak_bytes == plans[0].peak_bytes
+
+
+def test_values_are_held_on_every_level_of_a_task():
+    """Tasks of 64 blocks: two levels."""
+    capacity = Capacity(1, 1, 1, GB)
+    plans = [plan_of(SMALL, capacity, value_bytes=n) for n in (10_007, 10_008)]
+    assert plans[0].blocks_per_task == 64
+    assert plans[1].worker_peak_bytes - plans[0].worker_peak_bytes == 2 * 2 + 8 + 1
+
+
+def test_a_worker_that_says_how_large_it_is_counts_as_that():
+    """One that has just started says less than it will take; one that has fitted before holds part of the slack."""
+    peak = plan_of(Described(), WORKERS).worker_peak_bytes
+    said = WORKER_LIBRARY_BYTES + WORKER_SLACK_BYTES // 2
+    for resident, more in ((0, 0), (said, 0), (said + 1_009, 1_009)):
+        assert plan_of(Described(), WORKERS._replace(resident_bytes=resident)).worker_peak_bytes == peak + more
+
+
+def test_a_worker_is_kept_below_where_dask_pauses_it():
+    assert 0 < USABLE_PART <= dask.config.get("distributed.worker.memory.pause")
+    need = plan_of(Described(), WORKERS).worker_peak_bytes
+    enough = math.ceil(need / USABLE_PART)
+    assert plan_of(Described(), WORKERS._replace(limit_bytes=enough)).worker_peak_bytes == need
+    with pytest.raises(MemoryPlanError, match=r"needs (\d+ MB) in each worker, but \1 can be used there"):
+        plan_of(Described(), WORKERS._replace(limit_bytes=enough - 2))
+
+
+def test_the_refusal_of_a_worker_s_limit_has_the_numbers_and_the_way_out():
+    with pytest.raises(MemoryPlanError, match="can be used there") as refused:
+        plan_of(Described(), WORKERS._replace(limit_bytes=200_000_000), carried_bytes=70_001)
+    need = round((WORKER_BYTES + 3 * (32_916 + 1_000_003) + 15 * 10_007 + 70_001) / 10**6)
+    usable = round(200 * USABLE_PART)
+    assert str(refused.value) == (
+        f"A pass over rows.zarr needs {need} MB in each worker, but {usable} MB can be used there, {USABLE_PART:.0%} "
+        f"of its limit of 200 MB: the process itself {round(WORKER_BYTES / 10**6)} MB, 3 threads x (32.9 kB for a "
+        "chunk of 211 rows + 1 MB of work space), statistics 150 kB, sample 70 kB. Give workers more memory "
+        "(memory_limit=) or fewer threads (threads_per_worker=1), rechunk to fewer rows a chunk, or lower "
+        "n_components."
+    )
+
+
+def test_processes_without_a_limit_share_the_machine():
+    """The pool's processes and the caller together; a cluster's workers, which may be elsewhere, are not counted."""
+    pool = Capacity(5, 5)
+    plan = plan_of(Described(), pool)
+    total = plan.peak_bytes + 5 * plan.worker_peak_bytes
+    assert plan_of(Described(), pool, limit_bytes=total) == plan
+    with pytest.raises(MemoryPlanError, match=r"needs 1\.\d+ GB at its peak, but 1\.\d+ GB are there") as refused:
+        plan_of(Described(), pool, limit_bytes=total - 1)
+    assert f"libraries {(250 * MIB + 5 * WORKER_BYTES) / GB:.3g} GB, 5 threads x" in str(refused.value)
+    limited = Capacity(5, 5, limit_bytes=GB)
+    assert plan_of(Described(), limited, limit_bytes=plan.peak_bytes) == plan
+    with pytest.raises(MemoryPlanError, match="at its peak"):
+        plan_of(Described(), limited, limit_bytes=plan.peak_bytes - 1)
+
+
+def test_more_processes_than_the_machine_holds_are_refused(tmp_path, monkeypatch):
+    source = open_source(write_zarr(tmp_path, np.ones((64, 2)), 8), block_rows=8)
+    monkeypatch.setattr("streamgmm.plan.machine_bytes", lambda: 300 * MIB + 4 * WORKER_BYTES)
+    with dask.config.set(scheduler="processes", num_workers=3):
+        assert GaussianMixture().plan(source).n_processes == 3
+    with (
+        dask.config.set(scheduler="processes", num_workers=5),
+        pytest.raises(MemoryPlanError, match=r"GB at its peak, but 1\.\d+ GB are there"),
+    ):
+        GaussianMixture().plan(source)
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
 POWERS = [8**i for i in range(12)]
 
 
@@ -123,24 +247,107 @@ POWERS = [8**i for i in range(12)]
 )
 def test_tasks_are_aligned_runs_and_neither_too_many_nor_too_few(n_blocks, block_rows, d, n_threads):
     source = Described(n_rows=n_blocks * block_rows, n_features=d, grid_rows=1, block_rows=block_rows)
-    plan = plan_of(source, n_threads=n_threads, limit_bytes=2**80)
+    plan = plan_of(source, Capacity(n_threads), limit_bytes=2**80)
     span = plan.blocks_per_task
     assert span in POWERS
     assert plan.n_blocks == n_blocks
     assert plan.n_tasks == -(-n_blocks // span) <= 4096
     needed = -(-n_blocks // (span // 8 or 1)) > 4096
     assert span == 1 or needed or plan.n_tasks >= 4 * n_threads
-    large_enough = span * block_rows * d * 8 >= 32 * MIB
+    large_enough = span * block_rows * d * 8 >= SMALLEST_TASK_BYTES
     assert large_enough or n_blocks // (8 * span) < 4 * n_threads
-    assert span == 1 or needed or span // 8 * block_rows * d * 8 < 32 * MIB
+    assert span == 1 or needed or span // 8 * block_rows * d * 8 < SMALLEST_TASK_BYTES
 
 
-def test_tasks_in_numbers():
-    small = Described(n_rows=1_000 * 2_048, n_features=8, grid_rows=2_048, block_rows=2_048)  # 128 kiB a block
-    assert plan_of(small, n_threads=1).blocks_per_task == 64
-    assert plan_of(small, n_threads=2).n_tasks == 16
-    assert plan_of(small, n_threads=16).blocks_per_task == 8
-    assert plan_of(replace(small, block_rows=2_048 * 256), n_threads=1).blocks_per_task == 1
+@pytest.mark.parametrize(
+    ("capacity", "blocks_per_task"),
+    [(Capacity(1), 64), (Capacity(2), 64), (Capacity(16), 8), (Capacity(32), 1), (Capacity(2, 2, 1), 64),
+     (Capacity(16, 4, 4), 8)],
+)  # fmt: skip
+def test_tasks_in_numbers(capacity, blocks_per_task):
+    """Four tasks for each thread, of all processes together."""
+    assert plan_of(SMALL, capacity).blocks_per_task == blocks_per_task
+    assert plan_of(SMALL, capacity).n_tasks == -(-1_000 // blocks_per_task)
+
+
+def test_a_block_that_is_worth_a_task_is_one():
+    assert plan_of(replace(SMALL, block_rows=2_048 * 256), Capacity(1)).blocks_per_task == 1
+
+
+@given(n_blocks=st.integers(1, 10**5), block_rows=st.integers(1, 10**6), n_threads=st.integers(1, 8))
+def test_a_task_takes_one_block_where_it_would_hold_them_all(n_blocks, block_rows, n_threads):
+    source = Described(n_rows=n_blocks * block_rows, grid_rows=1, block_rows=block_rows, divisible=False)
+    plan = plan_of(source, Capacity(n_threads), limit_bytes=2**80)
+    assert (plan.blocks_per_task, plan.n_tasks) == (1, n_blocks)
+
+
+def test_tasks_are_made_smaller_before_a_worker_is_refused():
+    """Values on two levels of a task do not fit, those on one do."""
+    value = 10 * MIB
+    roomy = plan_of(SMALL, Capacity(1, 1, 1, GB), value_bytes=value)
+    limit = int((roomy.worker_peak_bytes - 1) / USABLE_PART)
+    tight = plan_of(SMALL, Capacity(1, 1, 1, limit), value_bytes=value)
+    assert (roomy.blocks_per_task, tight.blocks_per_task) == (64, 8)
+    assert roomy.worker_peak_bytes - tight.worker_peak_bytes == 2 * value
+    assert (tight.block_rows, tight.n_blocks) == (roomy.block_rows, roomy.n_blocks)
+
+
+capacities = st.builds(
+    lambda processes, threads, limit: Capacity(max(processes, 1) * threads, processes, threads, limit),
+    st.integers(0, 64),
+    st.integers(1, 16),
+    st.none() | st.integers(100 * MIB, 16 * GB),
+)
+sources = st.builds(
+    lambda n_rows, d, dtype, grid, blocks, divisible: Described(
+        n_rows, d, np.dtype(dtype), grid, -(-n_rows // blocks), divisible=divisible
+    ),
+    st.integers(1, 10**8),
+    st.integers(1, 500),
+    st.sampled_from(["u1", "f4", "f8"]),
+    st.integers(1, 10**6),
+    st.integers(1, 5_000),
+    st.booleans(),
+)
+byte_counts = st.integers(0, 2 * GB)
+
+
+@given(
+    source=sources,
+    capacity=capacities,
+    workspace=byte_counts,
+    value=st.integers(1, 100 * MIB),
+    sample=byte_counts,
+    carried=byte_counts,
+    machine=st.integers(200 * MIB, 64 * GB),
+)
+def test_a_plan_fits_or_is_refused(source, capacity, workspace, value, sample, carried, machine):
+    """Whatever it is refused for, tasks of one block would not have fitted either; blocks are the source's own."""
+    numbers = {
+        "workspace_bytes": workspace, "value_bytes": value, "sample_bytes": sample, "carried_bytes": carried,
+    }  # fmt: skip
+    unlimited = plan_of(
+        replace(source, divisible=False), capacity._replace(limit_bytes=None), **numbers, limit_bytes=2**80
+    )
+
+    def fits(plan: Plan) -> bool:
+        limit = capacity.limit_bytes
+        elsewhere = limit is None or plan.worker_peak_bytes <= USABLE_PART * limit
+        beside = plan.n_processes * plan.worker_peak_bytes if limit is None else 0
+        return elsewhere and plan.peak_bytes + beside <= machine
+
+    try:
+        plan = plan_of(source, capacity, **numbers, limit_bytes=machine)
+    except MemoryPlanError:
+        assert not fits(unlimited)
+        return
+    assert fits(plan)
+    assert (plan.block_rows, plan.n_blocks) == (source.block_rows, len(source.blocks()))
+    assert plan.blocks_per_task in POWERS
+    assert plan.n_tasks == -(-plan.n_blocks // plan.blocks_per_task)
+
+
+# -- in words ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_plan_in_words():
@@ -151,8 +358,16 @@ def test_the_plan_in_words():
     )
 
 
+def test_workers_in_words():
+    plan = replace(plan_of(Described(), WORKERS), peak_bytes=263_000_000, worker_peak_bytes=161_000_000)
+    assert str(plan).endswith(
+        "68 tasks on 6 threads in 2 processes; peak memory at most 263 MB, 161 MB in each of the others"
+    )
+    assert "1 thread in 1 process; peak" in str(plan_of(Described(), Capacity(1, 1)))
+
+
 def test_one_is_singular():
-    words = str(plan_of(Described(n_rows=211), n_threads=1))
+    words = str(plan_of(Described(n_rows=211), Capacity(1)))
     assert "in 1 block of 1,477 rows, 1 task on 1 thread;" in words
 
 
@@ -172,3 +387,158 @@ def test_the_plan_is_said_before_the_first_pass(caplog, capsys):
         GaussianMixture(1, verbose=1).fit(rows)
     assert caplog.messages[0].startswith("the array: 50 rows x 2 features, 0.8 kB a pass in 1 block of 131,072 rows")
     assert capsys.readouterr().out.splitlines()[0] == caplog.messages[0]
+
+
+# -- dask arrays and clusters ------------------------------------------------------------------------------------------
+
+
+def refused(*_: Any, **__: Any) -> np.ndarray:
+    raise AssertionError("a plan reads nothing")
+
+
+def unread(*sizes: int, columns: tuple[int, ...] = (3,)) -> da.Array:
+    """A dask array (n, d) with these row chunks, none of which can be made."""
+    return da.map_blocks(refused, chunks=(sizes, columns), dtype=np.float32, meta=np.empty((0, 0), np.float32))
+
+
+def test_the_blocks_of_a_dask_array_are_its_chunks():
+    plan = GaussianMixture(2).plan(unread(7_001, 5, 0, 9_001, columns=(2, 1)))
+    assert (plan.name, plan.n_rows, plan.n_features) == ("the dask array", 16_007, 3)
+    assert (plan.n_blocks, plan.block_rows, plan.blocks_per_task, plan.n_tasks) == (3, 9_001, 1, 3)
+    assert plan.read_bytes == 16_007 * 3 * 4
+
+
+@pytest.mark.parametrize("larger", [1, 1_000_003])
+def test_the_largest_chunk_of_a_dask_array_counts_for_each_thread(larger):
+    with dask.config.set(scheduler="threads", num_workers=5):
+        peaks = [GaussianMixture(2).plan(unread(30_000, size, 20_000)).peak_bytes for size in (40_000, 40_000 + larger)]
+    assert peaks[1] - peaks[0] == 5 * 3 * larger * 3 * 4
+
+
+def test_unknown_chunk_sizes_cannot_be_planned():
+    rows = unread(5, 5)
+    unknown = rows[da.ones(10, chunks=5) > 0]
+    with pytest.raises(DataError, match=r"does not know its chunk sizes. Call its compute_chunk_sizes\(\) first"):
+        GaussianMixture().plan(unknown)
+
+
+def test_many_small_chunks_of_a_dask_array_get_a_remark():
+    small = Described(n_rows=1_000 * 3_125, n_features=8, grid_rows=3_125, block_rows=3_125, divisible=False)
+    (remark,) = plan_of(small, WORKERS).remarks
+    assert remark == (
+        "Each of the 1,000 chunks of rows.zarr is a task of its own, 100 kB on average, so about 4 s of every pass go "
+        "into scheduling. Give the store that the array reads (its chunks share tasks), or rechunk the array to "
+        "chunks of about 32 MB."
+    )
+    assert plan_of(replace(small, divisible=True), WORKERS).remarks == ()
+    assert plan_of(replace(small, n_rows=125 * 3_125), WORKERS).remarks == ()  # half a second
+    assert len(plan_of(replace(small, n_rows=126 * 3_125), WORKERS).remarks) == 1
+    assert plan_of(small, THREADS).remarks == ()
+
+
+@pytest.mark.parametrize("divisible", [True, False], ids=["store", "dask array"])
+def test_large_chunks_get_no_remark(divisible):
+    """1,000 tasks of 104 MB: their scheduling is nothing beside their work, and rechunking would make more of them."""
+    large = Described(n_rows=10**9, n_features=13, dtype=np.dtype("f8"), block_rows=10**6, divisible=divisible)
+    plan = plan_of(large, WORKERS)
+    assert plan.n_tasks * WORKERS.task_seconds > 1
+    assert plan.remarks == ()
+
+
+def test_an_upstream_graph_gets_a_remark():
+    (remark,) = plan_of(Described(divisible=False, upstream_tasks=6)).remarks
+    assert remark == (
+        "Every read of rows.zarr runs its own graph again, about 7 tasks a chunk. If that is expensive, write it to a "
+        "store first (array.to_zarr(PATH)) and fit that."
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "again"),
+    [(lambda x: x, False), (lambda x: 2 * x + 1, True), (lambda x: x.rechunk((11, 2)), True)],
+    ids=["the store", "arithmetic", "rechunked"],
+)  # fmt: skip
+def test_what_every_read_runs_again(tmp_path, make, again):
+    """A plain read of a store is what a pass is made of; whatever comes on top of it is said."""
+    rows = make(da.from_zarr(str(write_zarr(tmp_path, np.ones((64, 2), np.float32), 8))))
+    remarks = GaussianMixture(2).plan(rows).remarks
+    assert ["runs its own graph again" in remark for remark in remarks] == [True] * again
+
+
+def test_remarks_are_said_once_before_the_first_pass(caplog):
+    rows = da.from_array(np.random.default_rng(0).normal(size=(50, 2)), chunks=(25, 2)) * 2 + 1
+    with caplog.at_level("INFO", logger="streamgmm"):
+        GaussianMixture(1).fit(rows)
+    assert caplog.messages[1].startswith("Every read of the dask array runs its own graph again, about")
+    assert sum("runs its own graph" in line for line in caplog.messages) == 1
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """One worker of two threads and 500 MB."""
+    with local_cluster(1, 2, memory_limit="500MB") as client:
+        yield client
+
+
+class Workers:
+    """All that is asked of a client about its workers: two, which differ."""
+
+    def submit(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    def result(self, timeout: float) -> None:
+        pass
+
+    def nthreads(self) -> dict[str, int]:
+        return {"tcp://a": 2, "tcp://b": 5}
+
+    def scheduler_info(self) -> dict[str, Any]:
+        a = {"memory_limit": 300_000_007, "metrics": {"memory": 170_000_003}}
+        return {"workers": {"tcp://a": a, "tcp://b": {"memory_limit": 400_000_009, "metrics": {"memory": 160_000_001}}}}
+
+
+def test_where_workers_differ_the_worst_of_each_counts():
+    """Whichever worker a task comes to: the smallest limit, the most threads, the largest process."""
+    capacity = DistributedExecutor(cast("Client", Workers()), 10.0).capacity
+    assert capacity == Capacity(7, 2, 5, 300_000_007, 170_000_003, CLUSTER_TASK_SECONDS)
+
+
+def test_a_worker_s_limit_comes_from_the_cluster(client):
+    """Chunks that fit for both threads of the worker are planned, larger ones refused before one is made."""
+    model = GaussianMixture(2)
+    with client.as_current():
+        base = model.plan(unread(30_000, 30_000))
+        assert (base.n_threads, base.n_processes, base.n_tasks) == (2, 1, 2)
+        room = USABLE_PART * 500_000_000 - base.worker_peak_bytes
+        most = 30_000 + int(room / (2 * 3 * 3 * 4))
+        assert most > 10**6
+        fits = model.plan(unread(most - 100_000, 30_000))  # less what the worker may grow by in between
+        assert base.worker_peak_bytes < fits.worker_peak_bytes <= USABLE_PART * 500_000_000
+        for call in (model.plan, model.fit):
+            with pytest.raises(MemoryPlanError, match=r"can be used there, \d+% of its limit of 500 MB"):
+                call(unread(most + 1, 30_000))
+    with dask.config.set(scheduler="threads", num_workers=2):
+        assert model.plan(unread(most + 1, 30_000)).n_processes == 0
+
+
+def test_the_remark_for_small_chunks_follows_the_scheduler(client, tmp_path):
+    """A dask array on a cluster gets it; the store that it reads does not, nor does the array on threads."""
+    path = write_zarr(tmp_path, np.ones((1_000, 3), np.float32), 5)
+    array = da.from_zarr(str(path))
+    model = GaussianMixture(2)
+    with client.as_current():
+        (remark,) = model.plan(array).remarks
+        assert remark.startswith("Each of the 200 chunks of the dask array is a task of its own, 0.06 kB on average, ")
+        seconds = f"{200 * CLUSTER_TASK_SECONDS:.2g}"
+        assert f"about {seconds} s of every pass go into scheduling. Give the store that the array reads" in remark
+        assert model.plan(path).remarks == ()
+    with dask.config.set(scheduler="threads", num_workers=2):
+        assert model.plan(array).remarks == ()
+
+
+def test_rows_of_this_process_are_planned_on_its_threads(client):
+    with client.as_current(), dask.config.set(num_workers=3):
+        plan = GaussianMixture(2).plan(np.zeros((100, 2)))
+        assert (plan.n_threads, plan.n_processes, plan.worker_peak_bytes) == (1, 0, 0)
+        plan = GaussianMixture(2).plan(open_source(np.zeros((100, 2)), block_rows=10))
+        assert (plan.n_threads, plan.n_processes, plan.worker_peak_bytes) == (3, 0, 0)

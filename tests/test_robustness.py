@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
 import zarr
-from mixtures import assert_identical, blobs, fitted
+from mixtures import assert_identical, blobs, fitted, mixture
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from typer.testing import CliRunner
 
@@ -110,12 +111,24 @@ def test_shards_that_are_not_stored_are_told(tmp_path: Path) -> None:
         open_source(path)
 
 
-def test_a_dask_array_is_not_loaded_behind_the_user_s_back() -> None:
-    lazy = da.from_array(blobs(), chunks=(100, 3))
-    with pytest.raises(DataTypeError, match="dask Array yet"):
+class Table:
+    """Stands for what holds dask results without being an array: a data frame, an array with labels."""
+
+    def __dask_graph__(self) -> dict[str, object]:
+        return {"rows": None}
+
+    def __array__(self, *args: object, **kwargs: object) -> np.ndarray:
+        raise AssertionError("loaded behind the user's back")
+
+
+@pytest.mark.parametrize("lazy", [Table(), dask.delayed(blobs)(300)], ids=["table", "delayed"])
+def test_what_is_lazy_is_not_loaded_behind_the_user_s_back(lazy: object) -> None:
+    words = rf"Rows cannot be read from a dask {type(lazy).__name__}.* behind your back.*X\.to_dask_array\(\)"
+    with pytest.raises(DataTypeError, match=words):
         GaussianMixture(2).fit(lazy)
-    with pytest.raises(DataTypeError, match="dask Array yet"):
-        fitted().predict(lazy)
+    for use in (fitted().predict, fitted().score, mixture().plan):
+        with pytest.raises(DataTypeError, match=words):
+            use(lazy)
 
 
 def test_a_single_row_is_refused_everywhere(tmp_path: Path) -> None:
@@ -210,3 +223,19 @@ def test_labels_never_replace_a_group(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 1
     assert "not a zarr array" in result.output
     np.testing.assert_array_equal(zarr.open_array("g.zarr/precious", mode="r")[:], np.arange(3.0))
+
+
+@pytest.mark.parametrize("parts", [[da.ones((10, 2))], [da.ones((10, 2)), da.ones((10, 2))], (da.ones(2), da.ones(2))])
+def test_a_list_of_dask_arrays_is_not_loaded_either(parts: object) -> None:
+    with pytest.raises(DataTypeError, match=r"not loaded into memory behind your back.*concatenate"):
+        GaussianMixture(1).fit(parts)
+
+
+def test_masked_values_are_not_taken_for_what_lies_below_the_mask() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 2))
+    with pytest.raises(DataTypeError, match="The array is masked, and some of its values are"):
+        GaussianMixture(1).fit(np.ma.masked_greater(rows, 1.0))
+    weights = np.ma.masked_array(np.ones(50), mask=np.arange(50) == 7)
+    with pytest.raises(DataTypeError, match="sample_weight is a masked array"):
+        GaussianMixture(1).fit(rows, sample_weight=weights)
+    GaussianMixture(1).fit(np.ma.masked_array(rows, mask=False), sample_weight=np.ma.masked_array(np.ones(50), False))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import scipy.linalg  # noqa: F401  (its BLAS must be loaded before it can be limited)
 import threadpoolctl
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
 _holders = 0
-_limit: threadpool_limits | None = None
+_limit: Any = None
 
 
 @contextmanager
@@ -22,7 +24,7 @@ def single_blas_thread() -> Iterator[None]:
     with _lock:
         if _holders == 0:
             _release_control()
-            _limit = threadpool_limits(1, user_api="blas")
+            _limit = _controller().limit(limits=1, user_api="blas")
             _release_control()
         _holders += 1
     try:
@@ -35,6 +37,12 @@ def single_blas_thread() -> Iterator[None]:
                 _limit.restore_original_limits()
                 _limit = None
                 _release_control()
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """The BLAS libraries of this process, looked for once: finding them takes 2 ms, and both of ours are loaded."""
+    return ThreadpoolController()
 
 
 def _release_control() -> None:

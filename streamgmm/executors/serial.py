@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import reduce
 from operator import add
+from typing import Any
 
-from streamgmm.protocols import Block, Shared, Value
+from streamgmm.protocols import Block, Capacity, Shared, Value
 
 #: Children of a node of the addition tree. The tree is a function of the number of blocks alone.
 FAN_IN = 8
 
 
 class SerialExecutor:
-    """What every other executor equals, bit for bit."""
+    """What every other executor equals, bit for bit. For blocks that need nothing from a graph."""
 
-    n_threads = 1
+    capacity = Capacity(1)
 
     def sized(self, blocks_per_task: int) -> SerialExecutor:
         """The same: blocks run one by one whatever the size of a task."""
         return self
 
-    def map_reduce(self, kernel: Callable[[Shared, Block], Value], shared: Shared, blocks: Sequence[Block]) -> Value:
-        return reduce_run(kernel, shared, blocks, span_of(len(blocks)))
+    def everywhere(self, checks: Sequence[Callable[[], None]]) -> None:
+        for check in checks:
+            check()
+
+    def map_reduce(
+        self,
+        kernel: Callable[[Shared, Block], Value],
+        shared: Shared,
+        blocks: Sequence[Block],
+        graph: Mapping[Hashable, Any] | None = None,
+    ) -> Value:
+        def on_block(shared: Shared, block: Block) -> Value:
+            return kernel(shared, block.opened(()))
+
+        return reduce_run(on_block, shared, blocks, span_of(len(blocks)))
 
 
 def span_of(n: int) -> int:

@@ -5,27 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import zarr
 
-from streamgmm.errors import DataTypeError, ParameterError
+from streamgmm.errors import DataError, DataTypeError, ParameterError
 from streamgmm.protocols import Source
+from streamgmm.sources.dask_array import DaskSource
 from streamgmm.sources.memory import MemorySource
-from streamgmm.sources.weighted import with_weights
-from streamgmm.sources.zarr_array import ZarrSource, open_zarr, pick_array
+from streamgmm.sources.weighted import WeightedSource, checked_weights
+from streamgmm.sources.zarr_array import ZarrSource, open_zarr, pick_array, require_reachable
 
-__all__ = ["is_lazy", "is_store", "open_source", "with_weights"]
+__all__ = ["DaskSource", "is_lazy", "is_store", "open_source", "require_reachable", "with_weights"]
 
 
 def is_lazy(x: Any) -> bool:
     """Whether ``x`` is a dask collection, or holds one: rows that asking for would load as a whole."""
-    graph = getattr(x, "__dask_graph__", None)
-    return callable(graph) and graph() is not None
+    items = x if isinstance(x, (list, tuple)) else (x,)
+    graphs = (getattr(item, "__dask_graph__", None) for item in items)
+    return any(callable(graph) and graph() is not None for graph in graphs)
 
 
 def is_store(x: Any) -> bool:
-    """Whether ``x`` names or is a store, or is a source already, rather than an array-like in memory."""
-    return isinstance(x, (str, Path, zarr.Array, zarr.Group)) or _is_source(x)
+    """Whether ``x`` is to be opened where the work runs, rather than an array-like in memory."""
+    return isinstance(x, (str, Path, zarr.Array, zarr.Group, da.Array)) or _is_source(x)
 
 
 def open_source(
@@ -39,16 +42,17 @@ def open_source(
 
     Parameters
     ----------
-    x : str, Path, zarr.Array, zarr.Group, numpy.ndarray, numpy.memmap or Source
-        Rows (n, d): a zarr store by its path or URL, an open zarr array, a group with ``array``, or an array in
-        memory. A source comes back as it is.
+    x : str, Path, zarr.Array, zarr.Group, dask.array.Array, numpy.ndarray, numpy.memmap or Source
+        Rows (n, d): a zarr store by its path or URL, an open zarr array, a group with ``array``, a dask array, or an
+        array in memory. A source comes back as it is.
     array : str, optional
         Name of the array in a zarr group.
     storage_options : dict, optional
         What fsspec needs to reach a URL.
     block_rows : int, optional
         Rows of a canonical block. Fits with the same rows and the same blocks give the same bits. Default: the
-        multiple of the store's shard or chunk rows nearest to 32 MiB of float64 (2 MiB for rows in memory).
+        multiple of the store's shard or chunk rows nearest to 32 MiB of float64 (2 MiB for rows in memory). The
+        blocks of a dask array are its row chunks.
 
     Raises
     ------
@@ -63,6 +67,8 @@ def open_source(
         return ZarrSource.of(pick_array(x, array), block_rows)
     if array is not None or storage_options is not None:
         raise ParameterError("array and storage_options describe a zarr store, but the rows given are not in one.")
+    if isinstance(x, da.Array):
+        return DaskSource.of(x, block_rows)
     if isinstance(x, np.ndarray):
         return MemorySource.of(x, block_rows)
     if _is_source(x):
@@ -70,11 +76,63 @@ def open_source(
             raise ParameterError("This source is open already; say block_rows where it is opened.")
         source: Source = x
         return source
+    if is_lazy(x):
+        raise DataTypeError(
+            f"Rows cannot be read from a dask {type(x).__name__}, and it is not loaded into memory behind your back. "
+            "Give one dask array: X.to_dask_array() of a data frame, X.data of an xarray object, "
+            "dask.array.concatenate(X) of a list."
+        )
     raise DataTypeError(
         f"Rows cannot be read from a {type(x).__name__}. Give a path to a zarr store, a zarr array, a zarr group with "
-        "array=NAME, or a numpy array."
+        "array=NAME, a dask array, or a numpy array."
     )
 
 
+def with_weights(source: Source, sample_weight: Any) -> Source:
+    """``source`` with a weight for each row: finite, at least zero. None leaves it as it is.
+
+    sample_weight: (n,), a zarr array or the path of one, a dask array, or array-like; aligned by row number, whatever
+    its chunks. Raises DataError where there are more or fewer weights than rows, or one of an array in memory is
+    negative, NaN or infinite; weights that lie elsewhere are looked at as they are read.
+    """
+    if sample_weight is None:
+        return source
+    weighted = WeightedSource(source, _open_weights(sample_weight, source))
+    if not weighted.uncounted:
+        weighted.require_lengths()
+    return weighted
+
+
+def _open_weights(sample_weight: Any, source: Source) -> Source:
+    if isinstance(sample_weight, (str, Path)):
+        sample_weight = open_zarr(sample_weight, None, None)
+    if isinstance(sample_weight, zarr.Array):
+        return ZarrSource.of(sample_weight, column=True)
+    if isinstance(sample_weight, da.Array):
+        return DaskSource.of(sample_weight, name="sample_weight", column=True, fused=False)
+    if is_lazy(sample_weight):
+        raise DataTypeError(f"sample_weight is a dask {type(sample_weight).__name__}. Give a dask array of its values.")
+    if np.ma.is_masked(sample_weight):
+        raise DataTypeError(
+            "sample_weight is a masked array, and some weights are masked. Fill them in: zero leaves out."
+        )
+    try:
+        weights = np.asarray(sample_weight)
+        if weights.dtype.kind == "c":
+            raise DataTypeError("sample_weight holds complex numbers, but weights must be real.")
+        weights = weights.astype(np.float64, copy=False)
+    except DataTypeError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise DataError(f"sample_weight must be numbers, one a row: {error}.") from error
+    if weights.ndim != 1 or not len(weights):
+        raise DataError(
+            f"sample_weight has shape {weights.shape}, but one weight for each row of {source.name} is expected: (n,)."
+        )
+    checked_weights(weights)
+    return MemorySource.of(weights, column=True)
+
+
 def _is_source(x: Any) -> bool:
-    return all(hasattr(x, name) for name in ("n_rows", "n_features", "block_rows", "block"))
+    # what is lazy claims to have any attribute
+    return not is_lazy(x) and all(hasattr(x, name) for name in ("n_rows", "n_features", "block_rows", "block"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from numbers import Integral
 
 from streamgmm.errors import ParameterError
@@ -28,3 +29,8 @@ def checked_block_rows(block_rows: int | None, grid_rows: int, n_features: int, 
     if isinstance(block_rows, bool) or not isinstance(block_rows, Integral) or block_rows < 1:
         raise ParameterError(f"block_rows must be a positive whole number of rows or None, but it is {block_rows!r}.")
     return int(block_rows)
+
+
+def ranges(n_rows: int, size: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of consecutive runs of ``size`` rows; the last one may be shorter."""
+    return ((start, min(start + size, n_rows)) for start in range(0, n_rows, size))

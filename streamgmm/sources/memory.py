@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from streamgmm.protocols import Piece, Rows
-from streamgmm.sources.dtypes import require_real_rows
-from streamgmm.sources.grid import MEMORY_BLOCK_BYTES, checked_block_rows
+from streamgmm.protocols import Executor, Piece, Rows
+from streamgmm.sources.dtypes import n_columns, require_real_rows
+from streamgmm.sources.grid import MEMORY_BLOCK_BYTES, checked_block_rows, ranges
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryBlock:
-    """Rows [start, stop) of an array of this process."""
+    """Rows [start, stop) of an array of this process, as a view of them."""
 
-    array: Rows
+    rows: Rows
     start: int
-    stop: int
+    needs: Sequence[Hashable] = ()
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.rows)
 
     @property
     def n_features(self) -> int:
-        return int(self.array.shape[1])
+        return n_columns(self.rows.shape)
+
+    def opened(self, values: Sequence[Any]) -> MemoryBlock:
+        return self
 
     def pieces(self) -> Iterator[Piece]:
-        yield Piece(self.array[self.start : self.stop], None)
+        yield Piece(self.rows, None)
 
     def locate(self, row: int, column: int) -> str:
         return f"row {row}, column {column}"
@@ -41,12 +48,19 @@ class MemorySource:
     name: str = "the array"
     grid_rows: int = 1
     in_memory: bool = True
+    travels: bool = False
+    uncounted: tuple[str, ...] = ()
+    divisible: bool = True
+    graph: Mapping[Hashable, Any] = field(default_factory=dict)
+    checks: Sequence[Callable[[], None]] = ()
+    upstream_tasks: float = 0.0
+    weight_bytes: int = 0
 
     @classmethod
-    def of(cls, array: Rows, block_rows: int | None = None) -> MemorySource:
-        """Raises DataError or DataTypeError where the array is not (n, d) of real numbers."""
-        require_real_rows(array.shape, array.dtype, "the array")
-        return cls(array, checked_block_rows(block_rows, 1, array.shape[1], MEMORY_BLOCK_BYTES))
+    def of(cls, array: Rows, block_rows: int | None = None, *, column: bool = False) -> MemorySource:
+        """Raises DataError or DataTypeError where the array is not (n, d), or (n,) for a column, of real numbers."""
+        require_real_rows(array.shape, array.dtype, "the array", column=column)
+        return cls(array, checked_block_rows(block_rows, 1, n_columns(array.shape), MEMORY_BLOCK_BYTES))
 
     @property
     def n_rows(self) -> int:
@@ -54,11 +68,20 @@ class MemorySource:
 
     @property
     def n_features(self) -> int:
-        return int(self.array.shape[1])
+        return n_columns(self.array.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype
 
     def block(self, start: int, stop: int) -> MemoryBlock:
-        return MemoryBlock(self.array, start, stop)
+        return MemoryBlock(self.array[start:stop], start)
+
+    def counted(self, executor: Executor) -> MemorySource:
+        return self
+
+    def blocks(self) -> list[MemoryBlock]:
+        return [self.block(*rows) for rows in ranges(self.n_rows, self.block_rows)]
+
+    def chunks(self) -> list[MemoryBlock]:
+        return self.blocks()

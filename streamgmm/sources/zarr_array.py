@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import zarr
+from zarr.storage import MemoryStore
 
 from streamgmm.errors import MissingChunksWarning, SourceError
-from streamgmm.protocols import Piece, Rows
-from streamgmm.sources.dtypes import require_real_rows
-from streamgmm.sources.grid import STORE_BLOCK_BYTES, checked_block_rows
+from streamgmm.protocols import Executor, Piece, Rows
+from streamgmm.sources.dtypes import n_columns, require_real_rows
+from streamgmm.sources.grid import STORE_BLOCK_BYTES, checked_block_rows, ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +30,18 @@ class ZarrBlock:
     name: str
     start: int
     stop: int
+    needs: Sequence[Hashable] = ()
 
     @property
     def n_features(self) -> int:
-        return int(self.array.shape[1])
+        return n_columns(self.array.shape)
+
+    def opened(self, values: Sequence[Any]) -> ZarrBlock:
+        return self
 
     def pieces(self) -> Iterator[Piece]:
         """One storage chunk (all its columns) at a time. SourceError names the chunk that cannot be read."""
+        require_reachable(self.array, self.name)
         grid = _grid(self.array)[0]
         start = self.start
         while start < self.stop:
@@ -61,7 +69,7 @@ class ZarrBlock:
         size = _grid(self.array)[1]
         for column in range(0, self.n_features, size):
             try:
-                self.array[start:stop, column : column + size]
+                self.array[(slice(start, stop), slice(column, column + size))[: self.array.ndim]]
             except Exception:  # whatever the codec raised before
                 return column
         return 0
@@ -75,13 +83,18 @@ class ZarrSource:
     name: str
     block_rows: int
     in_memory: bool = False
+    uncounted: tuple[str, ...] = ()
+    divisible: bool = True
+    graph: Mapping[Hashable, Any] = field(default_factory=dict)
+    upstream_tasks: float = 0.0
+    weight_bytes: int = 0
 
     @classmethod
-    def of(cls, array: zarr.Array[Any], block_rows: int | None = None) -> ZarrSource:
-        """Raises DataError or DataTypeError where the array is not (n, d) of real numbers."""
+    def of(cls, array: zarr.Array[Any], block_rows: int | None = None, *, column: bool = False) -> ZarrSource:
+        """Raises DataError or DataTypeError where the array is not (n, d), or (n,) for a column, of real numbers."""
         name = _name_of(array)
-        require_real_rows(array.shape, array.dtype, name)
-        size = checked_block_rows(block_rows, _grid(array)[0], array.shape[1], STORE_BLOCK_BYTES)
+        require_real_rows(array.shape, array.dtype, name, column=column)
+        size = checked_block_rows(block_rows, _grid(array)[0], n_columns(array.shape), STORE_BLOCK_BYTES)
         _warn_missing(array, name)
         return cls(array, name, size)
 
@@ -91,7 +104,7 @@ class ZarrSource:
 
     @property
     def n_features(self) -> int:
-        return int(self.array.shape[1])
+        return n_columns(self.array.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -101,8 +114,42 @@ class ZarrSource:
     def grid_rows(self) -> int:
         return _grid(self.array)[0]
 
+    @property
+    def travels(self) -> bool:
+        return not isinstance(self.array.store, MemoryStore)
+
+    @property
+    def checks(self) -> list[Callable[[], None]]:
+        return [partial(require_reachable, self.array, self.name)]
+
+    def counted(self, executor: Executor) -> ZarrSource:
+        return self
+
+    def blocks(self) -> list[ZarrBlock]:
+        return [self.block(*rows) for rows in ranges(self.n_rows, self.block_rows)]
+
+    def chunks(self) -> list[ZarrBlock]:
+        return [self.block(*rows) for rows in ranges(self.n_rows, self.grid_rows)]
+
     def block(self, start: int, stop: int) -> ZarrBlock:
         return ZarrBlock(self.array, self.name, start, stop)
+
+
+def require_reachable(array: zarr.Array[Any], name: str) -> None:
+    """SourceError where this process does not find the array in its store: zarr would read every row as fill value."""
+    try:
+        found = zarr.open_array(array.store, path=array.path, mode="r")
+        same = (found.dtype, found.chunks, found.shards) == (array.dtype, array.chunks, array.shards)
+    except Exception as error:  # stores raise what their transport raises
+        raise SourceError(
+            f"{name} cannot be opened on {gethostname()} ({type(error).__name__}), where its rows are to be read. Put "
+            "the store where every worker sees it under the same path, or give a URL that all can reach."
+        ) from error
+    if not same:
+        raise SourceError(
+            f"{name} on {gethostname()} is another array than the one that was opened: {found.dtype} in chunks "
+            f"{found.chunks} instead of {array.dtype} in chunks {array.chunks}. Open it anew."
+        )
 
 
 def open_zarr(path: str | Path, array: str | None, storage_options: dict[str, Any] | None) -> zarr.Array[Any]:
@@ -125,7 +172,9 @@ def pick_array(node: zarr.Array[Any] | zarr.Group, array: str | None) -> zarr.Ar
         return node
     held = sorted(name for name, _ in node.arrays())
     if array is None:
-        raise SourceError(f"This zarr store is a group of arrays {held}. Say which one with array=NAME.")
+        raise SourceError(
+            f"This zarr store is a group of arrays {held}. Say which one with array=NAME, or by its own path."
+        )
     try:
         found = node[array]
     except KeyError:
@@ -160,8 +209,8 @@ def _without_secrets(path: str) -> str:
 
 def _grid(array: zarr.Array[Any]) -> tuple[int, int]:
     """Rows and columns of the unit that is read whole."""
-    rows, columns = array.shards or array.chunks
-    return int(rows), int(columns)
+    rows, *columns = array.shards or array.chunks
+    return int(rows), int(columns[0]) if columns else 1
 
 
 def _name_of(array: zarr.Array[Any]) -> str:
