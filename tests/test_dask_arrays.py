@@ -207,9 +207,9 @@ def test_rows_that_do_not_come_again_are_noticed() -> None:
         (lambda x: x.astype(object), DataTypeError, "values of type object"),
         (lambda x: x.astype("U3"), DataTypeError, "values of type <U3"),
         (lambda x: x.astype(np.longdouble), DataTypeError, "at most 64 bits"),
-        (lambda x: da.ma.masked_greater(x, 1.0), DataTypeError, r"chunk \d+ of the dask array is a masked array"),
-        (lambda x: altered(x, 7, lambda rows: rows + 0j), DataTypeError, "chunk 7 of the dask array came as complex"),
-        (lambda x: altered(x, 7, lambda rows: rows.astype(object)), DataTypeError, "chunk 7 .* came as object"),
+        (lambda x: da.ma.masked_greater(x, 1.0), DataTypeError, r"Chunk \d+ of the dask array is a masked array"),
+        (lambda x: altered(x, 7, lambda rows: rows + 0j), DataTypeError, "Chunk 7 of the dask array came as complex"),
+        (lambda x: altered(x, 7, lambda rows: rows.astype(object)), DataTypeError, "Chunk 7 .* came as object"),
     ],
 )
 @pytest.mark.parametrize("forget", [lambda array: array, forgotten], ids=["known", "unknown"])
@@ -289,7 +289,7 @@ def test_other_features_than_fitted_are_refused() -> None:
 def test_delayed_rows_are_refused() -> None:
     rows = dask.delayed(np.array)(blobs())
     for use in (fit, open_source, mixture().plan):
-        with pytest.raises(DataTypeError, match=r"Rows cannot be read from a dask Delayed.*Give a dask array"):
+        with pytest.raises(DataTypeError, match=r"Rows cannot be read from a dask Delayed.*Give one dask array"):
             use(rows)
 
 

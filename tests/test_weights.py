@@ -299,7 +299,7 @@ def test_a_weight_chunk_of_another_shape_than_declared_is_named() -> None:
 
 
 def test_masked_weights_are_refused() -> None:
-    with pytest.raises(DataTypeError, match=r"chunk \d+ of .* is a masked array"):
+    with pytest.raises(DataTypeError, match=r"Chunk \d+ of .* is a masked array"):
         fit(ROWS, da.ma.masked_less(lazy(UNEVEN, 100), 0.5))
 
 

@@ -15,37 +15,11 @@ import numpy as np
 from streamgmm.errors import DataError, DataTypeError, ParameterError
 from streamgmm.protocols import Block, Executor, Piece, Rows
 from streamgmm.sources.dtypes import n_columns, require_real_rows
+from streamgmm.sources.memory import MemoryBlock
 from streamgmm.sources.subgraphs import Part, count_tasks, split_graph
 
 #: The size of a block whose rows nobody has counted yet.
 UNKNOWN = -1
-
-
-@dataclass(frozen=True, eq=False)
-class OpenedBlock:
-    """Rows [start, stop) that a dask array's graph has made; ``start`` is 0 where chunk sizes are unknown."""
-
-    rows: Rows
-    start: int
-    place: str
-    needs: Sequence[Hashable] = ()
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.rows)
-
-    @property
-    def n_features(self) -> int:
-        return n_columns(self.rows.shape)
-
-    def opened(self, values: Sequence[Any]) -> OpenedBlock:
-        return self
-
-    def pieces(self) -> Iterator[Piece]:
-        yield Piece(self.rows, None)
-
-    def locate(self, row: int, column: int) -> str:
-        return f"row {row}, column {column} ({self.place})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +66,15 @@ class DaskBlock:
     def needs(self) -> list[Hashable]:
         return [key for stretch in self.stretches for key in stretch.part.needs]
 
-    def opened(self, values: Sequence[Any]) -> OpenedBlock:
+    def opened(self, values: Sequence[Any]) -> MemoryBlock:
+        """The rows as the graph makes them; they begin at 0 where chunk sizes are unknown."""
         given, made = iter(values), []
         for stretch in self.stretches:
             made.append(stretch.made([next(given) for _ in stretch.part.needs], self.name, self.n_features))
         known = self.stop != UNKNOWN
         place = f"chunk {self.stretches[0].chunk} of {self.name}" + ", rows counted from its first" * (not known)
-        return OpenedBlock(made[0] if len(made) == 1 else np.concatenate(made), self.start if known else 0, place)
+        rows = made[0] if len(made) == 1 else np.concatenate(made)
+        return MemoryBlock(rows, self.start if known else 0, place=place)
 
     def pieces(self) -> Iterator[Piece]:
         return self.opened(()).pieces()

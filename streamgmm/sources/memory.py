@@ -15,11 +15,12 @@ from streamgmm.sources.grid import MEMORY_BLOCK_BYTES, checked_block_rows, range
 
 @dataclass(frozen=True, eq=False)
 class MemoryBlock:
-    """Rows [start, stop) of an array of this process, as a view of them."""
+    """Rows [start, stop) of an array of this process, as a view of them. place: words for what they are part of."""
 
     rows: Rows
     start: int
     needs: Sequence[Hashable] = ()
+    place: str = ""
 
     @property
     def stop(self) -> int:
@@ -36,7 +37,7 @@ class MemoryBlock:
         yield Piece(self.rows, None)
 
     def locate(self, row: int, column: int) -> str:
-        return f"row {row}, column {column}"
+        return f"row {row}, column {column}" + f" ({self.place})" * bool(self.place)
 
 
 @dataclass(frozen=True, eq=False)
