@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster, performance_report
 import streamgmm  # the estimator is imported when it is first used: the workers import this file, and never need it
 from streamgmm.synthetic import random_mixture
 
-ROWS, FEATURES, COMPONENTS, CHUNK_ROWS = 12_500_000, 8, 5, 62_500
+ROWS, FEATURES, COMPONENTS, CHUNK_ROWS = 12_500_000, 8, 3, 62_500
 WORKERS, MEMORY_LIMIT = 2, "350MB"
 
 

@@ -126,7 +126,7 @@ def kill(*processes: int) -> None:
 def with_parameters(dask_scheduler: Any) -> set[str]:
     """Addresses of the workers that hold the parameters of the pass."""
     tasks = dask_scheduler.tasks.values()
-    return {worker.address for task in tasks if str(task.key).startswith("parameters") for worker in task.who_has}
+    return {worker.address for task in tasks if "parameters-" in str(task.key) for worker in task.who_has}
 
 
 def the_reader(client: Client, processes: dict[str, int], reader: int) -> set[int]:

@@ -34,7 +34,7 @@ from streamgmm.params import MixtureParams
 from streamgmm.pilot import SURVEY_ROWS, take_pilot
 from streamgmm.sources import with_weights
 
-D, K, BLOCK_ROWS = 17, 9, 1_200
+D, K, BLOCK_ROWS = 17, 5, 1_200
 N = 72 * BLOCK_ROWS + 337
 ARRAYS = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_", "lower_bounds_")
 SCHEDULERS = [("synchronous", 1), ("threads", 1), ("threads", 2), ("threads", 4)]
@@ -256,8 +256,7 @@ def statistics(executor: Any, source: Any, structure: str) -> str:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("structure", ["full", "tied"])
+@pytest.mark.parametrize(("structure", "weighted"), [("full", True), ("tied", False)])
 def test_the_size_of_a_task(narrow_store, structure, weighted):
     weights = np.random.default_rng(2).integers(0, 3, size=N) if weighted else None
     source = with_weights(open_source(narrow_store, block_rows=BLOCK_ROWS), weights)

@@ -161,12 +161,12 @@ class DistributedExecutor:
     def _in_words(self) -> Iterator[None]:
         try:
             yield
-        except CancelledError as error:
-            raise ClusterError(
-                f"The pass was cancelled on the cluster at {self._address()} ({error}). It was restarted or closed, or "
-                "results that the dask array holds are lost or belong to another cluster. Fit again."
-            ) from error
-        except GONE as error:
+        except (CancelledError, *GONE) as error:
+            if isinstance(error, CancelledError) and "scheduler-connection-lost" not in str(error):
+                raise ClusterError(
+                    f"The pass was cancelled on the cluster at {self._address()} ({error}). It was restarted or "
+                    "closed, or results that the dask array holds are lost or belong to another cluster. Fit again."
+                ) from error
             raise ClusterError(
                 f"The cluster at {self._address()} does not answer or has no worker left "
                 f"({type(error).__name__}: {error}). How long to wait for it is set by dask's streamgmm.stall-timeout, "
