@@ -145,14 +145,14 @@ def make_plan(
         n_tasks=n_tasks,
         n_threads=capacity.n_threads,
         n_processes=capacity.n_processes,
-        peak_bytes=_caller_peak(capacity, costs, span, n_blocks),
+        peak_bytes=_caller_peak(capacity, costs, n_blocks),
         worker_peak_bytes=_worker_peak(capacity, costs, span) if capacity.n_processes else 0,
         in_memory=source.in_memory,
         remarks=_remarks(source, capacity, n_tasks, row_bytes * n_rows),
     )
 
 
-def _caller_peak(capacity: Capacity, costs: _Costs, span: int, n_blocks: int) -> int:
+def _caller_peak(capacity: Capacity, costs: _Costs, n_blocks: int) -> int:
     """Peak of the process that calls fit: it runs the blocks itself, or waits for others and takes what they send."""
     if capacity.n_processes:
         return LIBRARY_BYTES + costs.held_by_tasks(1, 1) + costs.sample
@@ -192,10 +192,10 @@ def _excess(source: Source, capacity: Capacity, costs: _Costs, span: int, n_bloc
             f"{_size(costs.carried)}. Give workers more memory (memory_limit=) or fewer threads "
             "(threads_per_worker=1), rechunk to fewer rows a chunk, or lower n_components."
         )
-    peak = _caller_peak(capacity, costs, span, n_blocks)
+    peak = _caller_peak(capacity, costs, n_blocks)
     others = 0 if limit is not None else capacity.n_processes * worker  # a cluster's limits are its own business
     if peak + others > machine:
-        threads = _count(max(capacity.n_threads, 1), "thread")
+        threads = _count(capacity.n_threads, "thread")
         return (
             f"A pass over {source.name} needs {_size(peak + others)} at its peak, but {_size(machine)} are there: "
             f"libraries {_size(LIBRARY_BYTES + capacity.n_processes * _worker_base(capacity))}, {threads} x ({chunk}), "

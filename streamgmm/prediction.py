@@ -143,21 +143,23 @@ def write_rows(
     chunk_rows, shard_rows : int, optional
         Rows of a chunk, and of a shard, of a new array. Default: the row chunks of ``rows``, no shards.
     overwrite : bool
-        Replace the zarr array that stands at the path.
+        Replace the zarr array that stands at the path, if it has as many values a row.
     written : callable, optional
         Hears of rows as they are written, where the work runs on this machine.
 
     Returns
     -------
     zarr.Array
-        The target, open for reading.
+        The target: as it was given, or the new array, open for reading.
 
     Raises
     ------
     ParameterError
         The target has another shape, takes no such values, or exists already.
     DataError
-        The chunk sizes of ``rows`` are unknown, or a value does not fit into the target's type.
+        ``rows`` has none, or unknown chunk sizes, or a value that does not fit into the target's type.
+    DataTypeError
+        ``rows`` is no dask array, or the target neither an array nor a path.
     ClusterError, SourceError
         The work could not be done, or a worker does not see the target.
     """
@@ -267,7 +269,7 @@ def _new_array(rows: da.Array, path: Path, chunk_rows: int | None, shard_rows: i
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ParameterError(f"{name} must be a positive whole number of rows, but it is {value!r}.")
     chunk = int(chunk_rows or max(rows.chunks[0]))
-    if shard_rows is not None and (shard_rows < 1 or shard_rows % chunk):
+    if shard_rows is not None and shard_rows % chunk:
         raise ParameterError(f"shard_rows={shard_rows} is not a multiple of the {chunk} rows of a chunk.")
     tail = rows.shape[1:]
     shards = None if shard_rows is None else (shard_rows, *tail)

@@ -16,6 +16,7 @@ from distributed.utils import key_split_group
 
 from streamgmm.errors import ClusterError, SchedulerError, StreamGMMError
 from streamgmm.executors.graph import Reduction, reduction
+from streamgmm.executors.serial import call_each
 from streamgmm.protocols import Block, Capacity, Shared, Value
 
 #: Seconds of scheduling that a task costs: measured, 2 to 4 ms with two workers on one machine.
@@ -180,8 +181,7 @@ class DistributedExecutor:
 
 def _answer(checks: Sequence[Callable[[], None]]) -> str:
     """On a worker: call the checks, and say which version works there."""
-    for check in checks:
-        check()
+    call_each(checks)
     return version("streamgmm")
 
 

@@ -43,12 +43,12 @@ def reduction(
     """
     run, span = uuid4().hex, min(blocks_per_task, span_of(len(blocks)))
     parameters = (f"parameters-{run}", 0)
-    # partial() hides its arguments from dask, which would look for keys and tasks inside them
-    # the user's shared nodes too: a cluster may hold results of the same names, of a store that was written anew since
+    # shared nodes have new names too: a cluster may hold results of those, of a store that was written anew since
     names = {key: _renamed(key, run) for key, node in graph.items() if not isinstance(node, TaskRef)}
     nodes: dict[Any, Any] = {
         names.get(key, key): node.substitute(names, names[key]) if key in names else node for key, node in graph.items()
     }
+    # partial() hides its arguments from dask, which would look for keys and tasks inside them
     nodes[parameters] = (partial(_itself, shared),)
     runs: dict[Any, Sequence[Block]] = {}
     for i, start in enumerate(range(0, len(blocks), span)):

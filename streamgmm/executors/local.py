@@ -20,6 +20,7 @@ from dask.callbacks import Callback
 
 from streamgmm.errors import ClusterError, SchedulerError
 from streamgmm.executors.graph import reduction
+from streamgmm.executors.serial import call_each
 from streamgmm.protocols import Block, Capacity, Shared, Value
 
 #: Seconds that a task costs where dask sends it to a process and back.
@@ -39,7 +40,7 @@ class LocalExecutor:
         return LocalExecutor(self._get, self.capacity.n_threads, blocks_per_task)
 
     def everywhere(self, checks: Sequence[Callable[[], None]]) -> None:
-        _call(checks)
+        call_each(checks)
 
     def map_reduce(
         self,
@@ -110,7 +111,7 @@ class ProcessExecutor:
 
     def everywhere(self, checks: Sequence[Callable[[], None]]) -> None:
         """Call each check in one of the processes: they see the same files."""
-        self._get({"checks": (partial(_call, checks),)}, "checks")
+        self._get({"checks": (partial(call_each, checks),)}, "checks")
 
     def map_reduce(
         self,
@@ -176,11 +177,6 @@ def _watched(pool: ProcessPoolExecutor, timeout: float) -> Iterator[Callable[[st
     finally:
         done.set()
         watcher.join()
-
-
-def _call(checks: Sequence[Callable[[], None]]) -> None:
-    for check in checks:
-        check()
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

@@ -23,8 +23,7 @@ class SerialExecutor:
         return self
 
     def everywhere(self, checks: Sequence[Callable[[], None]]) -> None:
-        for check in checks:
-            check()
+        call_each(checks)
 
     def map_reduce(
         self,
@@ -37,6 +36,12 @@ class SerialExecutor:
             return kernel(shared, block.opened(()))
 
         return reduce_run(on_block, shared, blocks, span_of(len(blocks)))
+
+
+def call_each(checks: Sequence[Callable[[], None]]) -> None:
+    """What ``everywhere`` does in one process."""
+    for check in checks:
+        check()
 
 
 def span_of(n: int) -> int:
