@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -46,7 +46,7 @@ RULES: dict[str, Rule] = {
     "reg_covar": Rule("a number of at least zero", _is_amount),
     "max_iter": _whole(0),
     "n_init": _whole(1),
-    "init_params": _one_of("auto", "k-means++"),
+    "init_params": _one_of("auto", "kmeans", "k-means++", "random", "random_from_data"),
     "solver": _one_of("auto", "em"),
     "warm_start": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "verbose": Rule("a whole number of at least 0", lambda v: isinstance(v, (Integral, np.bool_)) and int(v) >= 0),
@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check_hyper_parameters(values: dict[str, Any]) -> None:
+def check_hyper_parameters(values: Mapping[str, Any]) -> None:
     """ParameterError at the first hyper-parameter that breaks its rule."""
     for name, rule in RULES.items():
         if not rule.holds(values[name]):

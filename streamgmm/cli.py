@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import shutil
+import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-import zarr
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 import streamgmm
+from streamgmm import demo as demonstration
+from streamgmm.checks import RULES
 from streamgmm.covariance import STRUCTURES
 from streamgmm.errors import MissingPackageError, ParameterError, StreamGMMError
-from streamgmm.plotting import draw, save_picture
-from streamgmm.prediction import create_array, is_array, write_rows
+from streamgmm.prediction import is_array, write_rows
 from streamgmm.sources import open_source
-from streamgmm.synthetic import Mixture, random_mixture
 
-DEMO_COMPONENTS, DEMO_FEATURES, DEMO_SEPARATION = 5, 4, 4.0
-DEMO_CHUNK_ROWS = 65_536
-DEMO_TOL = 1e-6
-#: The attribute that tells a store written by the demo, which it may replace, from one that is somebody's.
-DEMO_MARK = "streamgmm-demo"
-DEMO_FILES = ("rows.zarr", "model.sgmm", "mixture.png")
-#: Features that a table shows; more do not fit a terminal.
-MOST_COLUMNS = 4
+#: Arguments of open_source that errors advise, alone or in a call of it, and that are options here.
+ADVICE = re.compile(r"""(open_source\(\.\.\., )?\b(array|nan_policy|missing_chunks|decode)=(["']?)(\w+)\3(?(1)\))""")
+#: The exit code of a command that Ctrl-C ended, as shells count it: 128 + SIGINT.
+INTERRUPTED = 130
 
-stdout = Console()
 stderr = Console(stderr=True)
 app = typer.Typer(
     add_completion=False,
@@ -49,11 +42,21 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file that 
 ArrayName = Annotated[str | None, typer.Option("--array", help="The array to read, where STORE is a group of arrays.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Components = Annotated[int, typer.Option("-k", "--n-components", help="Components of the mixture.")]
+NanPolicy = Annotated[str, typer.Option(help="raise: refuse rows with NaN. omit: leave them out.")]
+MissingChunks = Annotated[
+    str, typer.Option(help="refuse: chunks that STORE does not hold are an error. fill: they are its fill value.")
+]
+Decode = Annotated[
+    str, typer.Option(help="refuse: packed values are an error. cf: apply scale_factor, add_offset and _FillValue.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed and the same rows give the same model.")]
 
 
 def main() -> None:
-    """The entry point."""
+    """The entry point. What the encoding of a terminal does not have is shown as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()
 
 
@@ -78,20 +81,25 @@ def demo(
     Example: streamgmm demo --rows 200000
     """
     with _plain_speech():
-        store, model_path, picture = _demo_paths(directory)
-        truth = random_mixture(DEMO_COMPONENTS, DEMO_FEATURES, DEMO_SEPARATION, seed)
-        _write_demo_rows(store, truth, rows, seed)
-        model = streamgmm.GaussianMixture(DEMO_COMPONENTS, tol=DEMO_TOL, random_state=seed)
+        files, truth = demonstration.claim(directory), demonstration.known_mixture(seed)
+        array = demonstration.new_store(files.rows, truth, rows)
+        size = f"{array.nbytes / 1e6:.3g} MB in {array.nchunks} chunks"
+        typer.echo(
+            f"Writing {rows:,} rows x {array.shape[1]} features {array.dtype} ({size}) to {files.rows}", err=True
+        )
+        with _bar("writing", rows) as written:
+            demonstration.fill(array, truth, seed, written)
         with _passes_shown():
-            model.fit(str(store))
-        model.save(model_path)
-        order = truth.match(model.means_)
-        estimate = Mixture(model.weights_[order], model.means_[order], model.covariances_[order])
-        stdout.print(_comparison(truth, estimate))
-        typer.echo(_verdict(truth, estimate, rows))
-        drawn = _draw_demo(picture, store, truth, estimate)
-        typer.echo(f"\nRows:    {store}\nModel:   {model_path}" + f"\nPicture: {picture}" * drawn)
-        typer.echo(f"Next:    streamgmm info {model_path}")
+            estimate = demonstration.matched(demonstration.fit(files, seed), truth)
+        typer.echo(demonstration.comparison(truth, estimate))
+        typer.echo(f"\n{demonstration.verdict(truth, estimate, rows)}")
+        typer.echo(f"\nRows:    {files.rows}\nModel:   {files.model}")
+        try:
+            demonstration.draw_picture(files, truth, estimate)
+            typer.echo(f"Picture: {files.picture}")
+        except MissingPackageError as error:
+            typer.echo(f"No picture: {error}", err=True)
+        typer.echo(f"Next:    streamgmm info {files.model}")
 
 
 @app.command()
@@ -105,6 +113,10 @@ def fit(
     reg_covar: Annotated[float, typer.Option(help="Added to every variance, in the data's units squared.")] = 1e-6,
     max_iter: Annotated[int, typer.Option(help="Most passes over the rows.")] = 100,
     n_init: Annotated[int, typer.Option(help="Starts; they share each pass and the best one is kept.")] = 1,
+    init_params: Annotated[str, typer.Option(help=f"How starts are found: {RULES['init_params'].words}.")] = "auto",
+    nan_policy: NanPolicy = "raise",
+    missing_chunks: MissingChunks = "refuse",
+    decode: Decode = "refuse",
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -123,12 +135,15 @@ def fit(
             reg_covar=reg_covar,
             max_iter=max_iter,
             n_init=n_init,
+            init_params=init_params,
             random_state=seed,
         )
         with _passes_shown():
-            model.fit(open_source(store, array=array))
+            model.fit(
+                open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
+            )
         model.save(output)
-        _show_model(model, output)
+        typer.echo(f"{output}: {model.describe()}")
 
 
 @app.command()
@@ -137,16 +152,20 @@ def predict(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="The zarr array to write.")],
     array: ArrayName = None,
+    nan_policy: NanPolicy = "raise",
+    missing_chunks: MissingChunks = "refuse",
+    decode: Decode = "refuse",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the component of every row to a zarr array with the row chunks of the store.
+    """Write the component of every row to a zarr array with the row chunks of the store; -1 for rows left out.
 
     Example: streamgmm predict rows.zarr model.sgmm -o labels.zarr
     """
     with _plain_speech():
         _require_free(output, store, overwrite)
         _require_zarr_or_nothing(output)
-        labels = streamgmm.load(model).predict(open_source(store, array=array))
+        source = open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
+        labels = streamgmm.load(model).predict(source)
         with _bar("predicting", labels.shape[0]) as written:
             write_rows(labels, output, overwrite=overwrite, written=written)
         chunks = f"{labels.numblocks[0]:,} chunk{'s' * (labels.numblocks[0] != 1)}"
@@ -158,6 +177,9 @@ def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A model file or a zarr store.")],
     n_components: Components = 8,
     array: ArrayName = None,
+    nan_policy: NanPolicy = "raise",
+    missing_chunks: MissingChunks = "refuse",
+    decode: Decode = "refuse",
 ) -> None:
     """Describe a model file, or a zarr store and what a fit of it would read.
 
@@ -165,9 +187,10 @@ def info(
     """
     with _plain_speech():
         if Path(path).is_file() and not path.endswith(".zip"):
-            _show_model(streamgmm.load(path), Path(path))
+            typer.echo(f"{path}: {streamgmm.load(path).describe()}")
         else:
-            _show_store(path, array, n_components)
+            source = open_source(path, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
+            _show_store(source, n_components)
 
 
 # -- how it speaks -------------------------------------------------------------------------------------------------
@@ -175,7 +198,7 @@ def info(
 
 @contextmanager
 def _plain_speech() -> Iterator[None]:
-    """Warnings and expected errors as one line each on stderr; exit code 1 after an error."""
+    """Warnings and expected errors as one line each on stderr; exit code 1 after an error, 130 after Ctrl-C."""
     said = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -188,6 +211,11 @@ def _plain_speech() -> Iterator[None]:
         warnings.showwarning = show
         try:
             yield
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise  # nobody reads any more, which typer ends quietly
         except (StreamGMMError, OSError) as error:
             typer.echo(f"Error: {_sentence(error)}", err=True)
             raise typer.Exit(1) from None
@@ -197,7 +225,7 @@ def _sentence(error: Exception) -> str:
     """An error in the words of the command line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    return _one_line(str(error)).replace("array=NAME", "--array NAME")
+    return ADVICE.sub(lambda found: f"--{found[2].replace('_', '-')} {found[4]}", _one_line(str(error)))
 
 
 def _one_line(text: str) -> str:
@@ -235,57 +263,15 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda rows: progress.advance(task, rows)
 
 
-# -- models and stores ---------------------------------------------------------------------------------------------
+# -- stores --------------------------------------------------------------------------------------------------------
 
 
-def _show_model(model: Any, path: Path) -> None:
-    k, d = model.means_.shape
-    state = f"{'converged' if model.converged_ else 'not converged'} after {model.n_iter_} passes"
-    typer.echo(f"{path}: {k} component{'s' * (k != 1)}, {model.covariance_type} covariances, {d} features")
-    typer.echo(f"{state}, lower bound {model.lower_bound_:.6g} nats a row")
-    dense = STRUCTURES[model.covariance_type](model.covariances_).dense(k, d)
-    fitted = Mixture(model.weights_, model.means_, dense)
-    names = [str(name) for name in getattr(model, "feature_names_in_", [f"feature {i}" for i in range(d)])]
-    table = _table(["#"], names)
-    for j, cells in enumerate(_cells(fitted)):
-        table.add_row(str(j), *cells)
-    stdout.print(table)
-    typer.echo("Features are mean ± standard deviation." + _left_out(d))
-
-
-def _left_out(d: int) -> str:
-    return f" The first {MOST_COLUMNS} of {d} are shown." if d > MOST_COLUMNS else ""
-
-
-def _show_store(path: str, array: str | None, n_components: int) -> None:
-    source: Any = open_source(path, array=array)
+def _show_store(source: Any, n_components: int) -> None:
     stored = source.array
     shards = "" if stored.shards is None else f" in shards {stored.shards}"
     typer.echo(f"{source.name}: shape {stored.shape}, {stored.dtype}, chunks {stored.chunks}{shards}")
     plan = streamgmm.GaussianMixture(n_components).plan(source)
     typer.echo(f"Fitting {n_components} components would read, a pass: {plan}")
-
-
-def _table(first: list[str], names: list[str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for name in (*first, "weight", *names[:MOST_COLUMNS]):
-        table.add_column(name, justify="left" if name in first else "right", overflow="fold")
-    return table
-
-
-def _cells(mixture: Mixture) -> Iterator[list[str]]:
-    """For each component its weight, and mean ± deviation of the features that are shown."""
-    for weight, means, deviations in zip(mixture.weights, mixture.means, mixture.deviations, strict=True):
-        pairs = zip(means[:MOST_COLUMNS], deviations[:MOST_COLUMNS], strict=True)
-        yield [f"{weight:.4f}", *(_mean_and_deviation(mean, deviation) for mean, deviation in pairs)]
-
-
-def _mean_and_deviation(mean: float, deviation: float) -> str:
-    """Both with the decimals that show three digits of the deviation."""
-    decimals = 2 - int(np.floor(np.log10(deviation)))
-    if not 0 <= decimals <= 5 or abs(mean) >= 1e5:
-        return f"{mean:.6g} ± {deviation:.3g}"
-    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
 
 
 # -- outputs -------------------------------------------------------------------------------------------------------
@@ -306,80 +292,6 @@ def _require_zarr_or_nothing(output: Path) -> None:
     """ParameterError where labels would replace anything but a zarr array."""
     if output.exists() and not is_array(output):
         raise ParameterError(f"{output} is not a zarr array, so it is not replaced. Choose another -o.")
-
-
-# -- the demo ------------------------------------------------------------------------------------------------------
-
-
-def _demo_paths(directory: Path) -> tuple[Path, ...]:
-    """The files of the demo, in a folder that is new, empty, or an earlier demo's; ParameterError otherwise."""
-    paths = tuple(directory / name for name in DEMO_FILES)
-    directory.mkdir(parents=True, exist_ok=True)
-    taken = [path.name for path in paths if path.exists()]
-    if taken and not _is_demo(paths[0]):
-        raise ParameterError(
-            f"{directory} holds {', '.join(taken)}, which the demo did not write. Give it another folder."
-        )
-    return paths
-
-
-def _is_demo(store: Path) -> bool:
-    return is_array(store) and DEMO_MARK in zarr.open(str(store), mode="r").attrs
-
-
-def _write_demo_rows(store: Path, truth: Mixture, n_rows: int, seed: int) -> None:
-    """A store written chunk by chunk: at no moment is more than one chunk in memory."""
-    shutil.rmtree(store, ignore_errors=True)
-    array = create_array(
-        store,
-        (n_rows, DEMO_FEATURES),
-        (DEMO_CHUNK_ROWS, DEMO_FEATURES),
-        np.float32,
-        fill_value=np.nan,
-        attributes={DEMO_MARK: {"weights": truth.weights.tolist(), "means": truth.means.tolist()}},
-    )
-    typer.echo(
-        f"Writing {n_rows:,} rows x {DEMO_FEATURES} features {array.dtype} ({array.nbytes / 1e6:.3g} MB in "
-        f"{array.nchunks} chunks) to {store}",
-        err=True,
-    )
-    with _bar("writing", n_rows) as written:
-        for i, (rows, _) in enumerate(truth.chunks(n_rows, DEMO_CHUNK_ROWS, seed)):
-            array[i * DEMO_CHUNK_ROWS : i * DEMO_CHUNK_ROWS + len(rows)] = rows
-            written(len(rows))
-
-
-def _comparison(truth: Mixture, estimate: Mixture) -> Table:
-    """True beside estimated parameters, two lines a component."""
-    table = _table(["#", ""], [f"feature {i}" for i in range(DEMO_FEATURES)])
-    for j, (true, estimated) in enumerate(zip(_cells(truth), _cells(estimate), strict=True)):
-        table.add_row(str(j), "true", *true, style="dim")
-        table.add_row("", "fitted", *estimated, end_section=True)
-    return table
-
-
-def _verdict(truth: Mixture, estimate: Mixture, n_rows: int) -> str:
-    """The largest difference between the two, beside what chance alone makes of so many rows."""
-    means = np.abs(truth.means - estimate.means) / truth.deviations
-    chance = 1.0 / np.sqrt(n_rows * truth.weights.min())
-    return (
-        f"\nLargest difference of a mean: {means.max():.4f} standard deviations (standard error of "
-        f"the rarest component: {chance:.4f})."
-    )
-
-
-def _draw_demo(picture: Path, store: Path, truth: Mixture, estimate: Mixture) -> bool:
-    """Write the picture; without matplotlib say so and go on."""
-    array: Any = zarr.open(str(store), mode="r")
-    rows = np.asarray(array[:DEMO_CHUNK_ROWS])
-    model = streamgmm.GaussianMixture.from_parameters(estimate.weights, estimate.means, estimate.covariances)
-    title = f"{len(truth.weights)} components fitted to {array.shape[0]:,} rows"
-    try:
-        save_picture(draw(rows, estimate, truth=truth, labels=model.predict(rows), title=title), picture)
-    except MissingPackageError as error:
-        typer.echo(f"\nNo picture: {error}", err=True)
-        return False
-    return True
 
 
 if __name__ == "__main__":

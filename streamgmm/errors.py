@@ -1,5 +1,11 @@
 """What can go wrong, one sentence each. Every error says what was found, where, what was expected and the way out."""
 
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
 
 class StreamGMMError(Exception):
     """Base of all errors that streamgmm raises on purpose."""
@@ -49,9 +55,14 @@ class DegenerateComponentWarning(UserWarning):
     """A component has lost its rows; it keeps its mean and covariance while its weight falls."""
 
 
-class MissingChunksWarning(UserWarning):
-    """A store does not hold some of its chunks, and zarr reads them as the fill value."""
-
-
 class RegularisationWarning(UserWarning):
     """reg_covar is not small against the variance of a feature, so it shapes the result."""
+
+
+def warn(message: str, kind: type[Warning]) -> None:
+    """Warn at the line of the caller's own code that called into this package."""
+    here = str(Path(__file__).parent)
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(here):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, kind, stacklevel=level)

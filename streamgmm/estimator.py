@@ -1,9 +1,7 @@
-"""GaussianMixture: the estimator, which joins where rows come from with how they are learned."""
+"""GaussianMixture: the estimator, the face of scikit-learn's contract."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,43 +10,21 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from streamgmm import files
-from streamgmm.checks import (
-    check_hyper_parameters,
-    checked_means,
-    checked_mixture,
-    checked_precisions,
-    checked_weights,
-)
-from streamgmm.covariance import STRUCTURES, AbstractCovariance
-from streamgmm.errors import (
-    DataError,
-    DataTypeError,
-    DegenerateComponentWarning,
-    FileFormatError,
-    ParameterError,
-    RegularisationWarning,
-)
-from streamgmm.executors import FAN_IN, executor_for, memory_scheduler, single_blas_thread
-from streamgmm.history import PassRecord
-from streamgmm.kernel import e_step, prepare, workspace_bytes
+from streamgmm import files, interop
+from streamgmm.checks import check_hyper_parameters, checked_mixture
+from streamgmm.covariance import STRUCTURES
+from streamgmm.errors import DataError, DataTypeError, DegenerateComponentWarning, FileFormatError, warn
+from streamgmm.executors import executor_for, memory_scheduler, single_blas_thread
+from streamgmm.fitting import DEFAULT_TOL, Fit, Log, Settings, fit, fit_plan, pass_plan, sample_size
+from streamgmm.kernel import prepare
+from streamgmm.learned import Learned, Model
 from streamgmm.params import MixtureParams
-from streamgmm.pilot import Pilot, take_pilot
-from streamgmm.plan import Plan, make_plan
+from streamgmm.plan import Plan
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
-from streamgmm.protocols import Executor, Integers, Source
-from streamgmm.solvers.em import FitResult, em
+from streamgmm.protocols import Source
 from streamgmm.sources import is_lazy, is_store, open_source, with_weights
-from streamgmm.start import kmeans_start
-from streamgmm.stats import SufficientStats
-from streamgmm.streams import draw_seed, sample_index
-
-logger = logging.getLogger("streamgmm")
-
-DEFAULT_TOL = 1e-3
-SMALLEST_SAMPLE = 20_000
-LARGEST_SAMPLE_BYTES = 64 * 2**20
-INIT_ARRAYS = ("weights_init", "means_init", "precisions_init")
+from streamgmm.streams import Purpose, draw_seed, stream
+from streamgmm.summary import Summary
 
 
 class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -70,16 +46,20 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         Most passes over the data, the pilot read not counted.
     n_init : int
         Starts. They advance together in the same passes; the one with the highest lower bound is kept.
-    init_params : {"auto", "k-means++"}
-        How starts are found on a sample of rows: greedy k-means++, Lloyd's iterations, then moments.
+    init_params : {"auto", "kmeans", "k-means++", "random_from_data", "random"}
+        How starts are found on a sample of rows. "kmeans": greedy k-means++, Lloyd's iterations, then the moments of
+        the clusters; "auto" is the same for now. "k-means++", "random_from_data": the moments of the rows nearest to
+        each of k seeds, drawn far apart or at random. "random": the moments under random responsibilities.
     weights_init, means_init, precisions_init : array-like or None
         Given starting values (k,), (k, d) and in the shape of ``precisions_``; with all three no start is searched.
     random_state : int, numpy RandomState or Generator, or None
-        Where one 128-bit seed is drawn from for each fit.
+        Where one 128-bit seed is drawn from for each fit, and for each ``sample``. The seed of a fit is saved with the
+        model. An integer gives the same seed each time; None a fresh one.
     warm_start : bool
         Start from the parameters of the fit before, if there was one.
     verbose : int
-        1 prints what the log says, every ``verbose_interval`` passes. The log is ``logging.getLogger("streamgmm")``.
+        1 prints the plan and a line every ``verbose_interval`` passes, 2 the seconds that a pass took as well. The log
+        ``logging.getLogger("streamgmm")`` has all of it at level INFO, with a line for every pass.
     verbose_interval : int
         Passes between two printed lines.
     solver : {"auto", "em"}
@@ -96,6 +76,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         Mean log-likelihood a row (nats) of the parameters that entered the last pass, and each pass.
     n_passes_ : int
         Reads of the whole data, pilot included.
+    n_rows_, n_skipped_ : int
+        Rows learned from, and rows left out because of NaN (see ``open_source``).
     n_features_in_, feature_names_in_ : int, ndarray of str
         Features, and their names where X had any.
     """
@@ -104,7 +86,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     means_: Any
     covariances_: Any
     _fitted_type: str
-    _provenance: dict[str, Any]
+    _provenance: Any
 
     def __init__(
         self,
@@ -161,39 +143,31 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         before = dict(self.__dict__)
         try:
             with single_blas_thread():
-                result = self._fit(X, sample_weight)
+                found = self._fit(X, sample_weight)
         except BaseException:
             # what was learned before, and its features, stay as they were
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
-        self._warn_result(result)
+        self._warn(found)
         return self
 
-    def _fit(self, X: Any, sample_weight: Any) -> FitResult:
-        check_hyper_parameters(self.get_params(deep=False))
+    def _fit(self, X: Any, sample_weight: Any) -> Fit:
+        settings = Settings.of(self.get_params(deep=False))
+        log = Log(self.verbose, self.verbose_interval, self.max_iter)
+        last = self._params() if self.warm_start and hasattr(self, "weights_") else None
         seed = draw_seed(self.random_state)
-        opened = self._open(X, sample_weight, reset=True)
-        with executor_for(opened) as executor:
-            executor.everywhere(opened.checks)
-            source = self._counted(opened, executor)
-            plan, size = self._plan(source, executor)
-            for line in (str(plan), *plan.remarks):
-                self._say(line, printed=True)
-            executor = executor.sized(plan.blocks_per_task)
-            pilot = take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, size))
-            self._warn_regularisation(pilot)
-            result = self._solve(source, executor, pilot, seed)
-        self._publish(result, seed, plan)
-        self.n_passes_ += opened.name in opened.uncounted
-        return result
+        source = self._open(X, sample_weight, reset=True)
+        found = fit(source, settings, seed, log, sample_weight=sample_weight, last=last)
+        self._learn(found.learned)
+        return found
 
     def plan(self, X: Any) -> Plan:
         """What a pass over X would read and how much memory it would take. Reads no row; MemoryPlanError as in fit."""
-        check_hyper_parameters(self.get_params(deep=False))
+        settings = Settings.of(self.get_params(deep=False))
         source = open_source(X if is_store(X) or is_lazy(X) else np.asarray(X))
         with executor_for(source) as executor:
-            return self._plan(source, executor)[0]
+            return fit_plan(source, executor, settings, sample_size(source, settings))
 
     def fit_predict(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> Any:
         """Fit, then the label of every row: the component with the largest responsibility."""
@@ -209,9 +183,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 raise DataTypeError(
                     "The array is masked, and some of its values are. Fill them in, or drop those rows."
                 )
-            X = validate_data(
-                self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=2 if reset else 1
-            )
+            X = self._validated(X, reset=reset)
         source = open_source(X)
         if reset:
             self.n_features_in_ = source.n_features
@@ -222,157 +194,61 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
         return with_weights(source, sample_weight)
 
-    def _counted(self, source: Source, executor: Executor) -> Source:
-        """The source with its rows counted, where that takes a read, and enough of them."""
-        for name in source.uncounted:
-            self._say(
-                f"{name} does not know its chunk sizes: one more read counts its rows. compute_chunk_sizes() would "
-                "save it where the array is fitted more than once.",
-                printed=True,
+    def _validated(self, X: Any, *, reset: bool) -> Any:
+        """Rows in memory as an array; feature names are kept, or compared. DataError or DataTypeError if it is none."""
+        try:
+            return validate_data(
+                self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=2 if reset else 1
             )
-        source = source.counted(executor)
-        if source.n_rows < 2:
-            raise DataError(f"{source.name} has 1 row, but a minimum of 2 is required to fit a mixture.")
-        if source.n_rows < self.n_components:
-            raise DataError(
-                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = "
-                f"{source.n_rows}. Lower n_components, or give more rows."
-            )
-        return source
+        except TypeError as error:
+            raise DataTypeError(str(error)) from error
+        except ValueError as error:
+            raise DataError(str(error)) from error
 
-    def _plan(self, source: Source, executor: Executor) -> tuple[Plan, int]:
-        """The plan of a pass, and the rows of the sample."""
-        k, d, structure = self.n_components, source.n_features, STRUCTURES[self.covariance_type]
-        size = min(source.n_rows, max(SMALLEST_SAMPLE, 100 * k * (d + 1)), LARGEST_SAMPLE_BYTES // (8 * d))
-        return self._pass_plan(source, executor, k, structure, self.n_init, size), size
+    def _learn(self, learned: Learned) -> None:
+        """Publish what was learned as attributes."""
+        params = learned.params
+        k, d = params.means.shape
+        # the hyper-parameter may be set anew before the next fit
+        self._fitted_type = params.covariance.kind
+        self.weights_, self.means_ = params.weights.copy(), params.means.copy()
+        self.covariances_ = params.covariance.values.copy()
+        self.precisions_ = params.covariance.precisions(k, d)
+        self.precisions_cholesky_ = params.covariance.precisions_cholesky(k, d)
+        self.converged_, self.n_iter_, self.n_passes_ = learned.converged, learned.n_iter, learned.n_passes
+        self.lower_bound_, self.lower_bounds_ = learned.lower_bound, list(learned.lower_bounds)
+        self.n_rows_, self.n_skipped_ = learned.n_rows, learned.n_skipped
+        self.n_features_in_ = d
+        self._provenance = learned.provenance
 
-    @staticmethod
-    def _pass_plan(
-        source: Source,
-        executor: Executor,
-        k: int,
-        structure: type[AbstractCovariance],
-        models: int = 1,
-        sample: int = 0,
-    ) -> Plan:
-        """The plan of a pass with ``models`` mixtures of k components, and a sample of so many rows."""
-        d = source.n_features
-        return make_plan(
-            source,
-            executor.capacity,
-            fan_in=FAN_IN,
-            workspace_bytes=workspace_bytes(structure, k, d, models),
-            value_bytes=8 * k * (1 + d + structure.quadratic.size(d)) * models,
-            sample_bytes=8 * sample * (4 * d + 4 * k),
-            carried_bytes=2 * 8 * sample * d,
+    def _learned(self) -> Learned:
+        """What was learned, from the attributes."""
+        return Learned(
+            self._params(),
+            converged=bool(self.converged_),
+            n_iter=int(self.n_iter_),
+            n_passes=int(self.n_passes_),
+            lower_bounds=tuple(map(float, self.lower_bounds_)),
+            n_rows=int(self.n_rows_),
+            n_skipped=int(self.n_skipped_),
+            provenance=self._provenance,
         )
 
-    def _solve(self, source: Source, executor: Executor, pilot: Pilot, seed: int) -> FitResult:
-        structure = STRUCTURES[self.covariance_type]
-        frame, blocks = pilot.frame(isotropic=structure.isotropic), source.blocks()
-
-        def read(models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
-            scorers = tuple(prepare(model, frame) for model in models)
-            return executor.map_reduce(e_step, scorers, blocks, source.graph).values
-
-        return em(
-            read,
-            self._starts(structure, pilot, seed),
-            tol=self._tol(),
-            max_iter=self.max_iter,
-            reg_covar=self.reg_covar,
-            report=self._report,
-        )
-
-    def _starts(self, structure: type[AbstractCovariance], pilot: Pilot, seed: int) -> list[MixtureParams]:
-        """The starting parameters of each restart: those of the last fit, given ones, or moments of clusters."""
-        k, d = self.n_components, len(pilot.mean)
-        if self.warm_start and hasattr(self, "weights_"):
-            return [self._last_params(structure, k, d)]
-        weights = None if self.weights_init is None else checked_weights(self.weights_init, k, "weights_init")
-        means = None if self.means_init is None else checked_means(self.means_init, k, d, "means_init")
-        precisions = self.precisions_init
-        covariance = None if precisions is None else checked_precisions(precisions, structure, k, d)
-        if weights is not None and means is not None and covariance is not None:
-            return [MixtureParams(weights, means, covariance)]
-        if len(pilot.sample) < k:
-            raise DataError(
-                f"Only {len(pilot.sample)} of the rows that were drawn for the start have a weight above zero, but "
-                f"n_components={k}. Give sample_weight as an array in memory, so that rows are drawn among those that "
-                "count, or give weights_init, means_init and precisions_init."
-            )
-        self._say(f"seeking {self.n_init} start(s) on a sample of {len(pilot.sample):,} rows", printed=False)
-        found = [kmeans_start(pilot, structure, k, seed, index) for index in range(self.n_init)]
-        return [
-            MixtureParams(
-                start.weights if weights is None else weights,
-                start.means if means is None else means,
-                start.covariance if covariance is None else covariance,
-            )
-            for start in found
-        ]
-
-    def _last_params(self, structure: type[AbstractCovariance], k: int, d: int) -> MixtureParams:
-        """The parameters of the fit before, for a warm start."""
-        if np.shape(self.means_) != (k, d) or self._fitted_type != structure.kind:
-            raise ParameterError(
-                f"warm_start continues from means of shape {np.shape(self.means_)} and {self._fitted_type!r} "
-                f"covariances, but this fit has {k} components in {d} features with covariance_type="
-                f"{structure.kind!r}. Set warm_start=False, or give the parameters back their old values."
-            )
-        return self._params()
-
-    def _publish(self, result: FitResult, seed: int, plan: Plan) -> None:
-        self._set_params(result.params)
-        self.converged_ = result.converged
-        self.n_iter_ = len(result.lower_bounds)
-        self.lower_bounds_ = list(result.lower_bounds)
-        self.lower_bound_ = result.lower_bound
-        self.n_passes_ = result.n_passes + 1
-        self._provenance = {
-            "seed": f"{seed:032x}",
-            "block_rows": plan.block_rows,
-            "n_rows": plan.n_rows,
-        }
-
-    def _warn_result(self, result: FitResult) -> None:
-        if result.starved:
-            warnings.warn(
-                f"Components {list(result.starved)} have lost all their rows and keep their last mean and covariance. "
+    def _warn(self, found: Fit) -> None:
+        learned = found.learned
+        if found.starved:
+            warn(
+                f"Components {list(found.starved)} have lost all their rows and keep their last mean and covariance. "
                 "Lower n_components, or try another random_state.",
                 DegenerateComponentWarning,
-                stacklevel=3,
             )
-        if not result.converged and self.max_iter > 0:
-            warnings.warn(
-                f"The fit did not converge in {self.max_iter} passes: {_last_change(self.lower_bounds_)}, and "
-                f"tol={self._tol():g}. Raise max_iter or tol, try another start, or check for degenerate data.",
+        if not learned.converged and self.max_iter > 0:
+            warn(
+                f"The fit did not converge in {self.max_iter} passes: {_last_change(learned.lower_bounds)}, and "
+                f"tol={DEFAULT_TOL if self.tol is None else self.tol:g}. Raise max_iter or tol, try another "
+                "start, or check for degenerate data.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
-
-    def _tol(self) -> float:
-        return DEFAULT_TOL if self.tol is None else self.tol
-
-    def _warn_regularisation(self, pilot: Pilot) -> None:
-        variances = np.diagonal(pilot.covariance)
-        feature = int(np.argmin(variances))
-        if self.reg_covar > 0.01 * variances[feature]:
-            warnings.warn(
-                f"reg_covar={self.reg_covar:g} is more than 1 % of the variance of feature {feature} "
-                f"({variances[feature]:.3g}) and shapes the result. Lower reg_covar, rescale the feature, or drop it.",
-                RegularisationWarning,
-                stacklevel=3,
-            )
-
-    def _report(self, record: PassRecord) -> None:
-        last = record.converged or record.iteration == self.max_iter
-        self._say(str(record), printed=last or record.iteration % self.verbose_interval == 0)
-
-    def _say(self, line: str, *, printed: bool) -> None:
-        logger.info(line)
-        if self.verbose and printed:
-            print(line)
 
     # -- using what was learned ------------------------------------------------------------------------------------
 
@@ -410,7 +286,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(f"n_samples must be at least 1, but it is {n_samples}.")
         params = self._params()
         k, d = params.means.shape
-        rng = np.random.default_rng(draw_seed(self.random_state))
+        rng = stream(draw_seed(self.random_state), Purpose.SAMPLES)
         labels = np.repeat(np.arange(k), rng.multinomial(n_samples, params.weights / params.weights.sum()))
         rows = rng.standard_normal((n_samples, d))
         for j, factor in enumerate(np.linalg.cholesky(params.covariance.dense(k, d))):
@@ -438,7 +314,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             if sample_weight is not None:
                 source = source.counted(executor)
             if not source.uncounted:
-                plan = self._pass_plan(source, executor, params.n_components, type(params.covariance))
+                plan = pass_plan(source, executor, params.n_components, type(params.covariance))
                 executor = executor.sized(plan.blocks_per_task)
             totals = executor.map_reduce(total_block, prepare(params, params.frame()), source.blocks(), source.graph)
         if not totals.weight > 0:
@@ -448,16 +324,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _params(self) -> MixtureParams:
         check_is_fitted(self, "weights_")
         return MixtureParams(self.weights_, self.means_, STRUCTURES[self._fitted_type](self.covariances_))
-
-    def _set_params(self, params: MixtureParams) -> None:
-        k, d = params.means.shape
-        covariance = params.covariance
-        # the hyper-parameter may be set anew before the next fit
-        self._fitted_type = covariance.kind
-        self.weights_, self.means_ = params.weights.copy(), params.means.copy()
-        self.covariances_ = covariance.values.copy()
-        self.precisions_ = covariance.precisions(k, d)
-        self.precisions_cholesky_ = covariance.precisions_cholesky(k, d)
 
     # -- in and out ------------------------------------------------------------------------------------------------
 
@@ -472,73 +338,90 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         params = checked_mixture(weights, means, covariances, covariance_type)
         model = cls(params.n_components, covariance_type=covariance_type)
-        model._set_params(params)
-        model.n_features_in_ = params.n_features
-        model.converged_, model.n_iter_, model.n_passes_ = False, 0, 0
-        model.lower_bound_, model.lower_bounds_ = -np.inf, []
-        model._provenance = {}
+        model._learn(Learned(params))
         return model
 
+    @classmethod
+    def from_sklearn(cls, model: Any) -> GaussianMixture:
+        """A fitted model from a fitted ``sklearn.mixture.GaussianMixture``, with its parameters and feature names.
+
+        Raises DataTypeError where ``model`` is another kind of estimator, NotFittedError where it is not fitted,
+        ParameterError where its mixture is none.
+        """
+        return cls._of(interop.from_sklearn(model))
+
+    def to_sklearn(self) -> Any:
+        """The same mixture as a fitted ``sklearn.mixture.GaussianMixture``: for joblib, skops, ONNX and pipelines.
+
+        What scikit-learn has no word for, such as ``solver``, stays behind.
+        """
+        return interop.to_sklearn(self._model())
+
     def save(self, path: str | Path) -> None:
-        """Write the model to one safetensors file: the file at ``path`` is whole at every moment, old or new."""
+        """Write the model to one safetensors file: the file at ``path`` is whole at every moment, old or new.
+
+        Raises FileFormatError where there is no such folder, or ``path`` is something else than a file.
+        """
+        files.write(path, self._model().contents())
+
+    def _model(self) -> Model:
         check_is_fitted(self, "weights_")
-        params = self.get_params(deep=False)
-        arrays = {"weights": self.weights_, "means": self.means_, "covariances": self.covariances_}
-        given = {name: np.asarray(params.pop(name), float) for name in INIT_ARRAYS if params[name] is not None}
+        settings = self.get_params(deep=False)
         if not isinstance(self.random_state, (int, np.integer)):
-            params["random_state"] = None  # a generator's state is not part of what was learned
-        facts = {
-            "params": {name: _plain(value) for name, value in params.items() if name not in INIT_ARRAYS},
-            "covariance_type": self._fitted_type,
-            "converged": bool(self.converged_),
-            "n_iter": self.n_iter_,
-            "n_passes": self.n_passes_,
-            "lower_bounds": [float(bound) for bound in self.lower_bounds_],
-            "feature_names": [str(name) for name in getattr(self, "feature_names_in_", [])],
-            "provenance": self._provenance,
-        }
-        files.write(path, files.Contents("model", facts, {**arrays, **given}))
+            settings["random_state"] = None  # a generator's state is not part of what was learned
+        names = tuple(str(name) for name in getattr(self, "feature_names_in_", ()))
+        return Model(self._learned(), settings, names)
+
+    @classmethod
+    def _of(cls, model: Model) -> GaussianMixture:
+        """The estimator of a model; TypeError or ValueError where its settings are none of ours."""
+        estimator = cls(**model.settings)
+        estimator._learn(model.learned)
+        if model.feature_names:
+            estimator.feature_names_in_ = np.asarray(model.feature_names, dtype=object)
+        return estimator
+
+    # -- in words --------------------------------------------------------------------------------------------------
+
+    def describe(self) -> Summary:
+        """The components in words and numbers: a table when printed, and its numbers as attributes."""
+        check_is_fitted(self, "weights_")
+        learned = self._learned()
+        return Summary(
+            learned.params,
+            feature_names=tuple(str(name) for name in getattr(self, "feature_names_in_", ())),
+            converged=learned.converged,
+            n_iter=learned.n_iter,
+            n_passes=learned.n_passes,
+            lower_bound=learned.lower_bound,
+            n_rows=learned.n_rows,
+            n_skipped=learned.n_skipped,
+        )
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        words = super().__repr__(N_CHAR_MAX)
+        return f"{words}\n{self.describe()}" if hasattr(self, "weights_") else words
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        """What notebooks show: scikit-learn's diagram of the parameters, and below it the components."""
+        bundle: dict[str, str] = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in bundle and hasattr(self, "weights_"):
+            bundle["text/html"] += self.describe()._repr_html_()
+        return bundle
 
 
 def load(path: str | Path) -> GaussianMixture:
     """The model saved at ``path``. FileFormatError where the file is damaged, foreign or from a newer version."""
-    contents = files.read(path, "model")
-    facts, arrays = contents.facts, contents.arrays
+    name = Path(path).name
+    model = Model.of(files.read(path, "model"), name)
     try:
-        covariance_type = facts["covariance_type"]
-        model = GaussianMixture.from_parameters(
-            arrays["weights"], arrays["means"], arrays["covariances"], covariance_type=covariance_type
-        )
-        model.set_params(**facts["params"], **{name: arrays.get(name) for name in INIT_ARRAYS})
-        model.converged_, model.n_iter_, model.n_passes_ = facts["converged"], facts["n_iter"], facts["n_passes"]
-        model.lower_bounds_ = facts["lower_bounds"]
-        model.lower_bound_ = model.lower_bounds_[-1] if model.lower_bounds_ else -np.inf
-        model._provenance = facts["provenance"]
-        if facts["feature_names"]:
-            model.feature_names_in_ = np.asarray(facts["feature_names"], dtype=object)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(
-            f"{Path(path).name} does not describe a mixture ({error}). Take a backup, or fit again."
-        ) from error
-    return model
+        check_hyper_parameters({**GaussianMixture().get_params(deep=False), **model.settings})
+        return GaussianMixture._of(model)
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"{name} does not describe a mixture ({error}). Take a backup, or fit again.") from error
 
 
-def _last_change(lower_bounds: list[float]) -> str:
+def _last_change(lower_bounds: tuple[float, ...]) -> str:
     if len(lower_bounds) < 2:
         return "one pass cannot tell by how much the mean log-likelihood still changes"
     return f"the mean log-likelihood last changed by {lower_bounds[-1] - lower_bounds[-2]:.3g} nats a row"
-
-
-def _sample_rows(n_rows: int, sample_weight: Any, seed: int, size: int) -> Integers:
-    """Rising numbers of the rows of the sample, drawn among those that count for something.
-
-    Weights that are not in memory are not loaded for that: the sample then loses the rows that have weight zero.
-    """
-    if sample_weight is None or is_store(sample_weight):
-        return sample_index(seed, n_rows, size)
-    counted = np.flatnonzero(np.asarray(sample_weight, dtype=np.float64))
-    return counted[sample_index(seed, len(counted), size)]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

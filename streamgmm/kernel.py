@@ -24,7 +24,7 @@ from streamgmm.covariance.base import mean_offsets
 from streamgmm.covariance.roots import AbstractRoot
 from streamgmm.errors import DataError, NumericalError
 from streamgmm.params import MixtureParams
-from streamgmm.protocols import Block, Booleans, Floats, Integers
+from streamgmm.protocols import Block, Booleans, Floats, Integers, Rows
 from streamgmm.quadratic import OUTER, AbstractQuadratic
 from streamgmm.stats import Frame, PerModel, SufficientStats
 
@@ -35,6 +35,14 @@ GUARD_LIMIT = 1e-6
 
 #: Log responsibilities are clipped here: below about -708 exp is slow and its results are denormal.
 LOG_FLOOR = -690.0
+
+#: Whole numbers up to here are exact in float64.
+LARGEST_WHOLE = 2**53
+
+LARGEST = float(np.finfo(np.float64).max)
+
+#: A log density below this has lost what tells components apart to rounding: eps times it is 2e-4.
+FAR = -1e12
 
 #: Variances in z, where the data's own are about one, that count as zero.
 LEAST_VARIANCE = 1e-200
@@ -145,18 +153,25 @@ def _centred_components(
 class Tile(NamedTuple):
     """Consecutive rows [row, row + b) of a block, ready to be multiplied.
 
-    features: (F, b) = [1; z; Q(z)], the products only where asked for.  weights: (b,) or None.
+    features: (F, b) = [1; z; Q(z)], the products only where asked for.  weights: (b,) or None.  skipped: (b,) True for
+    rows that are left out, or None; they are zero in z and have weight zero.
     """
 
     row: int
     features: Floats
     weights: Floats | None
+    skipped: Booleans | None = None
+
+    @property
+    def n_skipped(self) -> int:
+        return 0 if self.skipped is None else int(self.skipped.sum())
 
 
 def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *, products: bool) -> Iterator[Tile]:
     """The block in tiles counted from its first row, whatever the pieces it comes in; one buffer serves them all.
 
-    Raises DataError, naming the place, at the first value that is NaN or infinite.
+    Rows with NaN are left out where the block says so. Raises DataError, naming the place, at the first other value
+    that is NaN or infinite, or a whole number that float64 cannot hold.
     """
     d = len(frame.shift)
     n_products = quadratic.size(d) if products else 0
@@ -167,15 +182,23 @@ def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *
 
     def finished() -> Tile:
         part = features[:, :filled]
-        _require_finite(part[1 : 1 + d], block, row)
+        z = part[1 : 1 + d]
+        counts = weights[:filled] if weighted else None
+        skipped = _rows_with_nan(z) if block.omits_nan else None
+        if skipped is not None:
+            z[:, skipped] = 0.0
+            counts = np.where(skipped, 0.0, 1.0 if counts is None else counts)
+        _require_finite(z, block, row)
         if weighted:
-            part[1 : 1 + d, weights[:filled] == 0] = 0.0  # a row that counts for nothing must not overflow either
+            z[:, weights[:filled] == 0] = 0.0  # a row that counts for nothing must not overflow either
         if products:
             with np.errstate(over="ignore"):
-                quadratic.expand(part[1 : 1 + d], part[1 + d :])
-        return Tile(row, part, weights[:filled] if weighted else None)
+                quadratic.expand(z, part[1 + d :])
+        return Tile(row, part, counts, skipped)
 
     for piece in block.pieces():
+        if piece.rows.dtype.kind in "iu" and piece.rows.dtype.itemsize == 8:
+            _require_exact(piece.rows, block, row + filled)
         start = 0
         while start < len(piece.rows):
             stop = min(start + features.shape[1] - filled, len(piece.rows))
@@ -196,6 +219,27 @@ def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *
         yield finished()
 
 
+def _rows_with_nan(z: Floats) -> Booleans | None:
+    """(b,) True where a row has NaN; None where none has."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if not np.isnan(z.sum()):
+            return None
+    found = np.asarray(np.isnan(z).any(axis=0))
+    return found if found.any() else None
+
+
+def _require_exact(rows: Rows, block: Block, first_row: int) -> None:
+    """DataError at the first whole number that float64 would round."""
+    if rows.size and (rows.max() > LARGEST_WHOLE or rows.min() < -LARGEST_WHOLE):
+        bad = (rows > LARGEST_WHOLE) | (rows < -LARGEST_WHOLE)
+        row = int(np.flatnonzero(bad.any(axis=1))[0])
+        column = int(np.flatnonzero(bad[row])[0])
+        raise DataError(
+            f"The whole number {rows[row, column]} in {block.locate(first_row + row, column)} is beyond 2**53, so "
+            "float64 cannot hold it. Subtract an offset from that feature, or divide it, and convert it to float64."
+        )
+
+
 def _require_finite(z: Floats, block: Block, first_row: int) -> None:
     with np.errstate(invalid="ignore", over="ignore"):
         if np.isfinite(z.sum()):
@@ -204,14 +248,15 @@ def _require_finite(z: Floats, block: Block, first_row: int) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad.any(axis=0))[0])
         column = int(np.flatnonzero(bad[:, row])[0])
-        value = "NaN" if np.isnan(z[column, row]) else "infinity"
+        missing = np.isnan(z[column, row])
+        way_out = 'leave rows with NaN out with open_source(..., nan_policy="omit"), or' if missing else "remove or"
         raise DataError(
-            f"Input contains {value} in {block.locate(first_row + row, column)}. Every value must be finite, in "
-            "the model's units too: remove such rows, or fill them in, before fitting or predicting."
+            f"Input contains {'NaN' if missing else 'infinity'} in {block.locate(first_row + row, column)}. Every "
+            f"value must be finite, in the model's units too: {way_out} fill them in before fitting or predicting."
         )
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a density that overflows is refused by normalise, with its row
+@np.errstate(over="ignore", invalid="ignore")  # a density that overflows is seen by its caller
 def log_joint(scorer: Scorer, tile: Tile, out: Floats) -> None:
     """log(weight_k) + log N(z | k) for every component and row of a tile, into out (k, b): nats, in the units of z.
 
@@ -246,24 +291,66 @@ def _squared_length(columns: Floats) -> Floats:
     return np.einsum("ib,ib->b", columns, columns)
 
 
-def normalise(joint: Floats, block: Block, row: int) -> Floats:
-    """Turn log joint densities (k, b) into responsibilities in place; returns log densities (b,).
+def responsibilities(scorer: Scorer, tile: Tile, joint: Floats) -> Floats:
+    """Fill ``joint`` (k, b) with responsibilities; returns the log densities (b,) of z, in nats.
 
-    Raises NumericalError for a row so far out that its density is zero under every component.
+    A row so far out that all its squared distances overflow has log density -inf, and responsibilities nevertheless.
     """
+    log_joint(scorer, tile, joint)
     top: Floats = joint.max(axis=0)
-    if not np.isfinite(top).all():
-        bad = int(np.flatnonzero(~np.isfinite(top))[0])
-        raise NumericalError(
-            f"The density of {block.locate(row + bad, 0)} cannot be computed: the row lies so far from every component "
-            "that its squared distance overflows float64. Remove the row, or rescale its features."
-        )
-    joint -= top
+    far = np.flatnonzero(~(top > FAR))
+    if len(far):
+        top[far] = np.nan_to_num(top[far], nan=-np.inf, neginf=-np.inf)
+        best = np.nan_to_num(joint[:, far], nan=-np.inf, neginf=-np.inf).argmax(axis=0)
+        z = tile.features[1 : 1 + len(scorer.reach), far]
+        for k in np.unique(best):
+            joint[:, far[best == k]] = _far_log_joint(scorer, int(k), z[:, best == k])
+    largest = top.copy()
+    largest[far] = 0.0
+    joint -= largest
     np.clip(joint, LOG_FLOOR, 0.0, out=joint)  # twice as fast as np.maximum with a number
     np.exp(joint, out=joint)
     total = joint.sum(axis=0)
     joint *= 1.0 / total
     return np.asarray(np.log(total) + top)
+
+
+@np.errstate(over="ignore")
+def _far_log_joint(scorer: Scorer, near: int, z: Floats) -> Floats:
+    """(k, b) log joint densities of rows that are far from all components, each row up to a number of its own.
+
+    Their squared distances are so large that what tells components apart is lost in the last digit, or overflow. With
+    v = z - m of the component ``near``, s the largest coordinate of v, u = v / s, W_k the whitening map and a_k the way
+    from that component's mean to the other's,
+
+        |W_k (v - a_k)|^2 = s^2 |W_k u|^2 - 2 s (W_k a_k . W_k u) + |W_k a_k|^2
+
+    where only the powers of s are large: what all components share of the first term is left out, then the largest of
+    the second.
+    """
+    v = z - scorer.offsets[near][:, None]
+    size = np.abs(v).max(axis=0)
+    apart = scorer.offsets - scorer.offsets[near]
+    whitened = [scorer.root.whiten(k, v / size) for k in range(scorer.n_components)]
+    ways = [scorer.root.whiten(k, way[:, None]) for k, way in enumerate(apart)]
+    square = np.stack([_squared_length(u) for u in whitened])
+    square[np.isneginf(scorer.constants)] = np.inf  # a component without weight is nowhere the nearest
+    slope = np.stack([(way * u).sum(axis=0) for way, u in zip(ways, whitened, strict=True)])
+    slope -= 0.5 * size * (square - square.min(axis=0))
+    slope -= slope.max(axis=0)
+    constants = scorer.constants - 0.5 * np.concatenate([_squared_length(way) for way in ways])
+    joint = np.maximum(constants, -LARGEST)[:, None] + size * slope
+    return np.asarray(joint - joint.max(axis=0))
+
+
+def require_densities(log_density: Floats, block: Block, row: int) -> None:
+    """NumericalError for the first row, counted from ``row``, whose density is zero under every component."""
+    if not np.isfinite(log_density).all():
+        bad = int(np.flatnonzero(~np.isfinite(log_density))[0])
+        raise NumericalError(
+            f"The density of {block.locate(row + bad, 0)} cannot be computed: the row lies so far from every component "
+            "that its squared distance overflows float64. Remove the row, or rescale its features."
+        )
 
 
 def scored_tiles(scorer: Scorer, block: Block) -> Iterator[tuple[Tile, Floats, Floats]]:
@@ -274,8 +361,7 @@ def scored_tiles(scorer: Scorer, block: Block) -> Iterator[tuple[Tile, Floats, F
     joint = np.empty((scorer.n_components, min(scorer.tile_rows, block.stop - block.start)))
     for tile in tiles(block, scorer.frame, scorer.quadratic, scorer.tile_rows, products=len(scorer.packed) > 0):
         part = joint[:, : tile.features.shape[1]]
-        log_joint(scorer, tile, part)
-        yield tile, part, normalise(part, block, tile.row) + scorer.frame.log_volume
+        yield tile, part, responsibilities(scorer, tile, part) + scorer.frame.log_volume
 
 
 def e_step(scorers: tuple[Scorer, ...], block: Block) -> PerModel:
@@ -303,17 +389,19 @@ class _Sums:
         self.log_likelihood = 0.0
         self.weight = 0.0
         self.n_rows = 0
+        self.n_skipped = 0
 
     def learn(self, scorer: Scorer, tile: Tile, joint: Floats, block: Block) -> None:
         """Add the statistics of a tile; ``joint`` (k, b) is scratch space."""
-        log_joint(scorer, tile, joint)
-        log_density = normalise(joint, block, tile.row)
+        log_density = responsibilities(scorer, tile, joint)
+        require_densities(log_density, block, tile.row)
         if tile.weights is not None:
             joint *= tile.weights
             log_density *= tile.weights
         self.log_likelihood += float(log_density.sum())
         self.weight += float(tile.features.shape[1] if tile.weights is None else tile.weights.sum())
-        self.n_rows += tile.features.shape[1]
+        self.n_rows += tile.features.shape[1] - tile.n_skipped
+        self.n_skipped += tile.n_skipped
         self._add_moments(scorer, tile, joint)
 
     def _add_moments(self, scorer: Scorer, tile: Tile, resp: Floats) -> None:
@@ -348,6 +436,7 @@ class _Sums:
             self.log_likelihood + self.weight * frame.log_volume,
             self.weight,
             self.n_rows,
+            self.n_skipped,
         )
 
 

@@ -42,23 +42,35 @@ class Survey:
 class Pilot:
     """What is known of the data before the first pass.
 
-    mean (d,), covariance (d, d): of all rows, in the data's units. n_rows: rows read. weight: the sum of their weights.
+    mean (d,), covariance (d, d): of all rows, in the data's units. n_rows, n_skipped: rows that count and rows that are
+    left out. weight: the sum of their weights.
     sample (m, d), sample_weights (m,): rows drawn uniformly without replacement, in row order.
     """
 
     mean: Floats
     covariance: Floats
     n_rows: int
+    n_skipped: int
     weight: float
     sample: Floats
     sample_weights: Floats
 
     def frame(self, *, isotropic: bool) -> Frame:
-        """Coordinates with the data's mean at zero and deviations in [0.5, 1); one scale for all where isotropic."""
+        """Coordinates with the sample's medians at zero and deviations in [0.5, 1); one scale for all where isotropic.
+
+        Those of the sample, for the mean and the deviation of all rows may be made by a single far one: components
+        would then lie so far from the origin that all of them had to take the centred form.
+        """
         variances = np.diagonal(self.covariance)
+        shift = self.mean
+        if len(self.sample):
+            shift = np.median(self.sample, axis=0)
+            with np.errstate(over="ignore"):  # an overflow is no better than nothing
+                spread = self.sample.var(axis=0)
+            variances = np.where((spread > 0) & np.isfinite(spread), spread, variances)
         if isotropic:
             variances = np.full_like(variances, variances.max())
-        return Frame(self.mean, power_of_two(np.sqrt(variances)))
+        return Frame(shift, power_of_two(np.sqrt(variances)))
 
 
 def take_pilot(source: Source, executor: Executor, sample_index: Integers) -> Pilot:
@@ -68,6 +80,11 @@ def take_pilot(source: Source, executor: Executor, sample_index: Integers) -> Pi
     """
     survey = executor.map_reduce(survey_block, sample_index, source.blocks(), source.graph)
     moments = survey.moments
+    if not moments.n_rows:
+        raise DataError(
+            f"All {moments.n_skipped} rows of {source.name} have NaN in some feature, so none is left. Drop the "
+            "feature that is missing everywhere, or fill it in."
+        )
     if not moments.weight > 0:
         raise DataError(
             f"All {moments.n_rows} rows of {source.name} have weight zero. At least one must count for something."
@@ -92,7 +109,7 @@ def take_pilot(source: Source, executor: Executor, sample_index: Integers) -> Pi
         )
     sample = np.concatenate([np.empty((0, len(mean))), *(rows for rows, _ in survey.sample)])
     weights = np.concatenate([np.empty(0), *(weights for _, weights in survey.sample)])
-    return Pilot(mean, covariance, moments.n_rows, moments.weight, sample, weights)
+    return Pilot(mean, covariance, moments.n_rows, moments.n_skipped, moments.weight, sample, weights)
 
 
 def survey_block(sample_index: Integers, block: Block) -> Survey:
@@ -117,8 +134,10 @@ def _moments(tile: Tile) -> SufficientStats:
     scale = power_of_two(np.abs(centred).max(axis=1))
     z = centred * scale[:, None]
     moments = np.concatenate([[weight], z @ weights, OUTER.weighted_sum(z, weights)])
+    n_rows = x.shape[1] - tile.n_skipped
+    empty = np.empty(0)
     return SufficientStats(
-        OUTER, moments[None], np.empty(0), origin[None], scale, log_likelihood=0.0, weight=weight, n_rows=x.shape[1]
+        OUTER, moments[None], empty, origin[None], scale, 0.0, weight=weight, n_rows=n_rows, n_skipped=tile.n_skipped
     )
 
 

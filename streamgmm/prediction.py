@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 
 from streamgmm.errors import DataError, DataTypeError, ParameterError
 from streamgmm.executors import each_task, executor_for, single_blas_thread
-from streamgmm.kernel import Scorer, scored_tiles
+from streamgmm.kernel import Scorer, require_densities, scored_tiles
 from streamgmm.protocols import Block, Floats, Source
 from streamgmm.sources import DaskSource, require_reachable
 
@@ -29,12 +29,14 @@ from streamgmm.sources import DaskSource, require_reachable
 class RowResult:
     """A result a row: its dtype, and how it follows from responsibilities (k, b) and log densities (b,).
 
-    name: that of its tasks.  per_component: whether a row's result has k values or one.
+    name: that of its tasks.  per_component: whether a row's result has k values or one.  absent: what stands for a row
+    that is left out.
     """
 
     name: str
     dtype: np.dtype[Any]
     per_component: bool
+    absent: float
     of: Callable[[Floats, Floats], np.ndarray[Any, Any]]
 
 
@@ -50,9 +52,9 @@ def _log_density(resp: Floats, log_density: Floats) -> np.ndarray[Any, Any]:
     return log_density
 
 
-LABELS = RowResult("predict", np.dtype(np.int64), False, _labels)
-RESPONSIBILITIES = RowResult("predict-proba", np.dtype(np.float64), True, _responsibilities)
-LOG_DENSITY = RowResult("score-samples", np.dtype(np.float64), False, _log_density)
+LABELS = RowResult("predict", np.dtype(np.int64), False, -1, _labels)
+RESPONSIBILITIES = RowResult("predict-proba", np.dtype(np.float64), True, np.nan, _responsibilities)
+LOG_DENSITY = RowResult("score-samples", np.dtype(np.float64), False, np.nan, _log_density)
 
 
 def score_block(scorer: Scorer, result: RowResult, block: Block) -> np.ndarray[Any, Any]:
@@ -62,7 +64,10 @@ def score_block(scorer: Scorer, result: RowResult, block: Block) -> np.ndarray[A
     out = np.empty(shape, dtype=result.dtype)
     for tile, resp, log_density in scored_tiles(scorer, block):
         first = tile.row - block.start
-        out[first : first + len(log_density)] = result.of(resp, log_density)
+        part = out[first : first + len(log_density)]
+        part[...] = result.of(resp, log_density)
+        if tile.skipped is not None:
+            part[tile.skipped] = result.absent
     return out
 
 
@@ -100,9 +105,10 @@ class Totals:
 
 
 def total_block(scorer: Scorer, block: Block) -> Totals:
-    """The log-likelihood of one block's rows, weighted."""
+    """The log-likelihood of one block's rows, weighted. NumericalError for a row whose density overflows."""
     log_likelihood = weight = 0.0
     for tile, _, log_density in scored_tiles(scorer, block):
+        require_densities(log_density, block, tile.row)
         weights = np.ones(len(log_density)) if tile.weights is None else tile.weights
         log_likelihood += float(weights @ log_density)
         weight += float(weights.sum())

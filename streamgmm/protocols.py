@@ -37,6 +37,10 @@ class Block(Protocol):
     def n_features(self) -> int: ...
 
     @property
+    def omits_nan(self) -> bool:
+        """Whether rows with NaN are left out; else they are an error."""
+
+    @property
     def needs(self) -> Sequence[Hashable]:
         """Keys of the source's graph whose values the rows are made from; none where they come from a store."""
 

@@ -36,7 +36,8 @@ class SufficientStats:
 
     moments: (k, 1 + d + q): mass | first | second.  common: the sum over components of the second moments that are
     not told apart (tied covariance), packed; empty otherwise.  origin: (k, d).  scale: (d,).  log_likelihood: sum of
-    w log p(x), nats, in the data's units.  weight: sum of row weights.  n_rows, n_skipped: counts.
+    w log p(x), nats, in the data's units.  weight: sum of row weights.  n_rows, n_skipped: rows that count and rows
+    that are left out.
     """
 
     quadratic: AbstractQuadratic

@@ -15,7 +15,8 @@ class Purpose(IntEnum):
     """What a stream is for. Values are part of the reproducibility promise: never renumber."""
 
     SAMPLE_ROWS = 1
-    KMEANS = 2
+    STARTS = 2
+    SAMPLES = 3
 
 
 def draw_seed(random_state: Any) -> int:

@@ -86,6 +86,7 @@ class CutBlock:
     places: Sequence[float] = ()
 
     needs = ()
+    omits_nan = False
 
     @property
     def n_features(self) -> int:

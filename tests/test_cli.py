@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +20,14 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import Result
+from conftest import write_zarr
 from rich.console import Console
 from typer.testing import CliRunner
 from zarr.storage import LocalStore
 
 import streamgmm
-from streamgmm import GaussianMixture, cli, load, prediction
+from streamgmm import GaussianMixture, cli, load, open_source, prediction
+from streamgmm.errors import DataError
 from streamgmm.synthetic import random_mixture
 
 ROWS = 40_000
@@ -52,104 +57,22 @@ def error_of(*arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """A folder in which the demo has run, and what it said."""
-    folder = tmp_path_factory.mktemp("cli")
-    return folder, succeed("demo", folder / "demo", "--rows", ROWS)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 40,000 x 4 rows of five components."""
+    return write_zarr(tmp_path_factory.mktemp("rows"), random_mixture(5, 4, 4.0, 0).rows(ROWS, 0)[0], 10_000)
 
 
-@pytest.fixture
-def store(finished: tuple[Path, Result]) -> Path:
-    return finished[0] / "demo" / "rows.zarr"
-
-
-@pytest.fixture
-def model(finished: tuple[Path, Result]) -> Path:
-    return finished[0] / "demo" / "model.sgmm"
+@pytest.fixture(scope="module")
+def model(store: Path) -> Path:
+    """A model file of five components fitted to the store."""
+    GaussianMixture(5, random_state=0).fit(str(store)).save(store.parent / "model.sgmm")
+    return store.parent / "model.sgmm"
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A store of 2,500 x 3 rows in chunks of 1,000."""
-    rows = random_mixture(2, 3, 4.0, 0).rows(2_500, 0)[0]
-    zarr.create_array(str(tmp_path / "small.zarr"), data=rows, chunks=(1_000, 3))
-    return tmp_path / "small.zarr"
-
-
-# -- demo ----------------------------------------------------------------------------------------------------------
-
-
-def test_demo_says_what_it_writes_reads_and_finds(finished: tuple[Path, Result]) -> None:
-    folder, result = finished
-    assert "Writing 40,000 rows x 4 features float32 (0.64 MB in 1 chunks) to" in result.stderr
-    assert "rows.zarr: 40,000 rows x 4 features, 640 kB a pass" in result.stderr
-    passes = re.findall(r"^pass +\d+ .*$", result.stderr, re.MULTILINE)
-    assert passes[-1].endswith("converged")
-    assert len(passes) == load(folder / "demo" / "model.sgmm").n_iter_
-    assert len(re.findall(r"^\d true ", result.stdout, re.MULTILINE)) == 5
-    assert len(re.findall(r"^  fitted ", result.stdout, re.MULTILINE)) == 5
-    for name in cli.DEMO_FILES:
-        assert str(folder / "demo" / name) in result.stdout.replace("\n", "")
-        assert (folder / "demo" / name).exists()
-    assert (folder / "demo" / "mixture.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_demo_recovers_the_truth(finished: tuple[Path, Result]) -> None:
-    found = re.search(r"of a mean: ([\d.]+) .* component: ([\d.]+)\)", finished[1].stdout)
-    assert found is not None
-    assert float(found[1]) < 5 * float(found[2])
-    truth = random_mixture(cli.DEMO_COMPONENTS, cli.DEMO_FEATURES, cli.DEMO_SEPARATION, 0)
-    fitted = load(finished[0] / "demo" / "model.sgmm")
-    order = truth.match(fitted.means_)
-    distance = np.abs(fitted.means_[order] - truth.means) / truth.deviations
-    assert distance.max() == pytest.approx(float(found[1]), abs=1e-4)
-    assert np.abs(fitted.weights_[order] - truth.weights).max() < 5 * np.sqrt(0.25 / ROWS)
-
-
-def test_demo_rows_are_checksummed_and_complete(store: Path) -> None:
-    array = zarr.open_array(str(store), mode="r")
-    assert array.metadata.zarr_format == 3
-    assert '"checksum":true' in (store / "zarr.json").read_text().replace(" ", "")
-    assert np.isnan(array.fill_value)
-    truth = random_mixture(cli.DEMO_COMPONENTS, cli.DEMO_FEATURES, cli.DEMO_SEPARATION, 0)
-    np.testing.assert_array_equal(array[:], truth.rows(ROWS, 0)[0].astype(np.float32))
-
-
-def test_demo_writes_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "DEMO_CHUNK_ROWS", 1_000)
-    succeed("demo", tmp_path, "--rows", 2_500, "--seed", 3)
-    array = zarr.open_array(str(tmp_path / "rows.zarr"), mode="r")
-    truth = random_mixture(cli.DEMO_COMPONENTS, cli.DEMO_FEATURES, cli.DEMO_SEPARATION, 3)
-    expected = np.concatenate([rows for rows, _ in truth.chunks(2_500, 1_000, 3)])
-    np.testing.assert_array_equal(array[:], expected.astype(np.float32))
-    assert array.nchunks_initialized == 3
-
-
-def test_demo_runs_again_in_its_own_folder(tmp_path: Path) -> None:
-    succeed("demo", tmp_path, "--rows", 3_000)
-    before = (tmp_path / "model.sgmm").read_bytes()
-    succeed("demo", tmp_path, "--rows", 3_000)
-    assert (tmp_path / "model.sgmm").read_bytes() == before
-
-
-@pytest.mark.parametrize("theirs", ["rows.zarr", "model.sgmm"])
-def test_demo_leaves_what_is_not_its_own(tmp_path: Path, theirs: str) -> None:
-    if theirs == "rows.zarr":
-        zarr.create_array(str(tmp_path / theirs), data=np.ones((3, 2)))
-    else:
-        (tmp_path / theirs).write_text("precious")
-    before = sorted(tmp_path.rglob("*"))
-    assert f"holds {theirs}, which the demo did not write. Give it another folder." in error_of("demo", tmp_path)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_demo_without_matplotlib_ends_with_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = succeed("demo", tmp_path, "--rows", 3_000)
-    assert "No picture: " in result.stderr
-    assert "pip install streamgmm[plot]" in result.stderr
-    assert (tmp_path / "model.sgmm").exists()
-    assert "mixture.png" not in result.output
+    return write_zarr(tmp_path, random_mixture(2, 3, 4.0, 0).rows(2_500, 0)[0], 1_000, name="small.zarr")
 
 
 # -- fit -----------------------------------------------------------------------------------------------------------
@@ -168,10 +91,18 @@ def test_fit_hands_every_option_on(small: Path, tmp_path: Path) -> None:
     group = zarr.open_group(str(tmp_path / "group.zarr"), mode="w")
     group.create_array("a", data=zarr.open_array(str(small))[:], chunks=(1_000, 3))
     options = "--array a -k 2 --covariance-type diag --tol 0.5 --reg-covar 0.001 --max-iter 7 --n-init 2 --seed 5"
-    succeed("fit", tmp_path / "group.zarr", *options.split(), "-o", tmp_path / "m.sgmm")
+    starts = "--init-params k-means++"
+    succeed("fit", tmp_path / "group.zarr", *options.split(), *starts.split(), "-o", tmp_path / "m.sgmm")
     given = load(tmp_path / "m.sgmm").get_params()
     expected = GaussianMixture(
-        2, covariance_type="diag", tol=0.5, reg_covar=0.001, max_iter=7, n_init=2, random_state=5
+        2,
+        covariance_type="diag",
+        tol=0.5,
+        reg_covar=0.001,
+        max_iter=7,
+        n_init=2,
+        init_params="k-means++",
+        random_state=5,
     ).get_params()
     assert given == expected
 
@@ -326,18 +257,15 @@ def test_info_shows_weights_means_and_deviations(covariance_type: str, tmp_path:
     text = succeed("info", tmp_path / "m.sgmm").stdout
     assert f"m.sgmm: 2 components, {covariance_type} covariances, 2 features" in text
     second = "2.00" if covariance_type == "spherical" else "0.500"
-    assert re.search(rf"^0 0\.2500 +1\.00 ± 2\.00 +-20\.50*\d? ± {second}", text, re.MULTILINE)
-    assert re.search(r"^1 0\.7500 +3\.00 ± 2\.00 +1e\+07 ± ", text, re.MULTILINE)
+    assert re.search(rf"^0 +0\.2500 +1\.00 ± 2\.00 +-20\.50*\d? ± {second}", text, re.MULTILINE)
+    assert re.search(r"^1 +0\.7500 +3\.00 ± 2\.00 +1e\+07 ± ", text, re.MULTILINE)
 
 
-def test_info_says_which_features_it_leaves_out(tmp_path: Path) -> None:
-    GaussianMixture.from_parameters([1.0], np.zeros((1, 7)), np.ones((1, 7)), covariance_type="diag").save(
-        tmp_path / "m.sgmm"
-    )
-    text = succeed("info", tmp_path / "m.sgmm").stdout
-    assert "The first 4 of 7 are shown." in text
-    assert "feature 3" in text
-    assert "feature 4" not in text
+def test_info_shows_the_names_of_features(tmp_path: Path) -> None:
+    named = GaussianMixture.from_parameters([1.0], [[1.0, 2.0]], [[1.0, 1.0]], covariance_type="diag")
+    named.feature_names_in_ = np.array(["temperature", "salinity"], dtype=object)
+    named.save(tmp_path / "m.sgmm")
+    assert re.search(r"^# +weight +temperature +salinity$", succeed("info", tmp_path / "m.sgmm").stdout, re.MULTILINE)
 
 
 def test_info_of_a_store_gives_its_grid_and_the_plan(small: Path) -> None:
@@ -353,6 +281,97 @@ def test_info_of_a_group_asks_for_the_array_in_the_words_of_the_command_line(tmp
     words = "group of arrays ['a']. Say which one with --array NAME, or by its own path."
     assert words in error_of("info", tmp_path / "g.zarr")
     assert "shape (4, 2)" in succeed("info", tmp_path / "g.zarr", "--array", "a").stdout
+
+
+# -- what may be wrong with rows -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A group of arrays that need a word: "nan" has NaN in row 7, "gone" lacks a chunk, "packed" holds integers."""
+    rows = random_mixture(2, 3, 4.0, 0).rows(2_500, 0)[0]
+    group = zarr.open_group(str(tmp_path / "odd.zarr"), mode="w")
+    group.create_array("nan", data=np.where(np.arange(2_500)[:, None] == 7, np.nan, rows), chunks=(1_000, 3))
+    group.create_array("gone", data=rows, chunks=(1_000, 3))
+    (tmp_path / "odd.zarr" / "gone" / "c" / "1" / "0").unlink()
+    packed = group.create_array("packed", data=np.round(rows * 100).astype(np.int16), chunks=(1_000, 3))
+    packed.attrs["scale_factor"] = 0.01
+    return tmp_path / "odd.zarr"
+
+
+ODD = [("nan", "--nan-policy", "omit"), ("gone", "--missing-chunks", "fill"), ("packed", "--decode", "cf")]
+
+
+@pytest.mark.parametrize(("array", "option", "value"), ODD)
+def test_rows_that_need_a_word_are_refused_with_the_option_that_says_it(
+    array: str, option: str, value: str, odd: Path, two: Path, tmp_path: Path
+) -> None:
+    refused = [
+        error_of("fit", odd, "--array", array, "-o", tmp_path / "m.sgmm"),
+        error_of("predict", odd, two, "--array", array, "-o", tmp_path / "l.zarr"),
+    ]
+    for error in refused:
+        assert f"{option} {value}" in error
+        assert "open_source" not in error
+    assert not (tmp_path / "m.sgmm").exists()
+    assert not (tmp_path / "l.zarr").exists()
+
+
+@pytest.mark.parametrize(("array", "option", "value"), ODD)
+def test_fit_predict_and_info_read_rows_as_they_are_told(
+    array: str, option: str, value: str, odd: Path, tmp_path: Path
+) -> None:
+    said = ("--array", array, option, value)
+    succeed("fit", odd, *said, "-k", 2, "-o", tmp_path / "m.sgmm")
+    succeed("predict", odd, tmp_path / "m.sgmm", *said, "-o", tmp_path / "labels.zarr")
+    assert "2,500 rows x 3 features" in succeed("info", odd, *said).stdout
+    source = open_source(odd, array=array, **{option.strip("-").replace("-", "_"): value})
+    ours = GaussianMixture(2, random_state=0).fit(source)
+    np.testing.assert_array_equal(load(tmp_path / "m.sgmm").means_, ours.means_)
+    labels = zarr.open_array(str(tmp_path / "labels.zarr"), mode="r")[:]
+    np.testing.assert_array_equal(labels, ours.predict(source).compute())
+    assert np.flatnonzero(labels == -1).tolist() == ([7] if array == "nan" else [])
+
+
+def test_rows_left_out_are_counted(odd: Path, tmp_path: Path) -> None:
+    result = succeed("fit", odd, "--array", "nan", "--nan-policy", "omit", "-o", tmp_path / "m.sgmm")
+    assert re.search(r"; 2,499 rows in \d+ reads, 1 left out$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", ["nan-policy", "missing-chunks", "decode"])
+@pytest.mark.parametrize("command", ["fit", "predict", "info"])
+def test_a_word_that_means_nothing_is_refused(
+    command: str, option: str, small: Path, two: Path, tmp_path: Path
+) -> None:
+    arguments = {
+        "fit": ("fit", small, "-o", tmp_path / "m.sgmm"),
+        "predict": ("predict", small, two, "-o", tmp_path / "l.zarr"),
+        "info": ("info", small),
+    }
+    error = error_of(*arguments[command], f"--{option}", "perhaps")
+    assert f"{option.replace('-', '_')} must be " in error
+    assert "but it is 'perhaps'." in error
+
+
+@pytest.mark.parametrize(
+    ("python", "words"),
+    [
+        ("with array=NAME, or by", "with --array NAME, or by"),
+        ('give nan_policy="omit".', "give --nan-policy omit."),
+        ("with missing_chunks='fill' too", "with --missing-chunks fill too"),
+        ('it with open_source(..., decode="cf") to', "it with --decode cf to"),
+        ("with open_source(..., block_rows=9)", "with open_source(..., block_rows=9)"),
+        ("sub_array=NAME", "sub_array=NAME"),
+    ],
+)
+def test_advice_is_given_in_the_words_of_the_command_line(
+    python: str, words: str, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise DataError(f"Say it\n  {python}")
+
+    monkeypatch.setattr(cli, "open_source", refused)
+    assert error_of("info", small) == f"Error: Say it {words}"
 
 
 # -- errors, help, the process -------------------------------------------------------------------------------------
@@ -408,7 +427,7 @@ def test_the_example_in_the_help_runs(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.zarr").symlink_to(store)
     if command != "fit":
-        (tmp_path / "model.sgmm").symlink_to(model)
+        shutil.copy(model, tmp_path / "model.sgmm")
     succeed(*example)
 
 
@@ -444,6 +463,51 @@ def test_a_process_of_its_own(model: Path, tmp_path: Path) -> None:
     assert (bad.returncode, bad.stdout) == (1, "")
     assert bad.stderr.startswith("Error: There is no zarr array or group")
     assert bad.stderr.count("\n") == 1
+
+
+def started(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "streamgmm.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_ctrl_c_ends_a_fit_with_one_line(store: Path, tmp_path: Path) -> None:
+    endless = ("--tol", 0, "--max-iter", 100_000, "-k", 8)
+    with started("fit", store, *endless, "-o", tmp_path / "m.sgmm", stdout=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("pass "):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        output, rest = process.communicate(timeout=60)
+    lines = [line for line in rest.splitlines() if not line.startswith("pass ")]
+    assert (process.returncode, output, lines) == (130, "", ["Interrupted."])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["info MODEL", "info STORE", "fit STORE -o OUTPUT", "--version"])
+def test_a_reader_that_left_ends_a_command_quietly(command: str, store: Path, model: Path, tmp_path: Path) -> None:
+    places = {"MODEL": model, "STORE": store, "OUTPUT": tmp_path / "m.sgmm"}
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with started(*(places.get(word, word) for word in command.split()), stdout=theirs) as process:
+        os.close(theirs)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "Error" not in said
+    assert "Traceback" not in said
+    assert (tmp_path / "m.sgmm").exists() == command.startswith("fit")
+
+
+def test_a_terminal_without_some_characters_is_served_too(tmp_path: Path) -> None:
+    named = GaussianMixture.from_parameters([1.0], [[1.0]], [[1.0]], covariance_type="diag")
+    named.feature_names_in_ = np.array(["水温 °C"], dtype=object)
+    named.save(tmp_path / "m.sgmm")
+    western = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    with started("info", tmp_path / "m.sgmm", stdout=subprocess.PIPE, encoding="latin-1", env=western) as process:
+        output, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+    assert "?? °C" in output
+    assert "1.00 ± 1.00" in output
 
 
 def test_help_needs_no_scikit_learn_and_no_matplotlib() -> None:

@@ -276,7 +276,7 @@ def test_block_rows_cannot_be_set() -> None:
 
 @pytest.mark.parametrize("options", [{"array": "x"}, {"storage_options": {"key": "k"}}])
 def test_options_of_stores_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match="array and storage_options describe a zarr store"):
+    with pytest.raises(ParameterError, match="array, storage_options, missing_chunks and decode describe"):
         open_source(chunked(blobs()), **options)
 
 

@@ -26,7 +26,7 @@ from streamgmm.params import MixtureParams
 from streamgmm.pilot import take_pilot
 from streamgmm.protocols import Piece
 from streamgmm.solvers.em import em
-from streamgmm.start import kmeans_start
+from streamgmm.start import find_start
 from streamgmm.stats import SufficientStats
 from streamgmm.streams import draw_seed
 
@@ -41,6 +41,7 @@ class CountedBlock:
     openings: list[int]
 
     needs = ()
+    omits_nan = False
 
     @property
     def n_features(self) -> int:
@@ -146,7 +147,7 @@ def starts_of(rows: np.ndarray, kind: str, n: int, random_state: int) -> list[Mi
     """The first n starts that a fit with this random_state searches."""
     source = open_source(rows)
     pilot = take_pilot(source, SerialExecutor(), np.arange(len(rows)))
-    return [kmeans_start(pilot, STRUCTURES[kind], 3, draw_seed(random_state), index) for index in range(n)]
+    return [find_start("auto", pilot, STRUCTURES[kind], 3, draw_seed(random_state), index) for index in range(n)]
 
 
 def as_given(start: MixtureParams) -> dict[str, Any]:

@@ -126,7 +126,18 @@ def test_the_frame_has_powers_of_two_and_unit_deviations(rows):
     assert ((deviations >= 0.5) & (deviations < 1.0)).all()
     assert (np.frexp(frame.scale)[0] == 0.5).all()
     assert len(set(pilot.frame(isotropic=True).scale)) == 1
-    assert np.array_equal(frame.shift, pilot.mean)
+    assert np.array_equal(frame.shift, np.median(scaled, axis=0))
+
+
+@pytest.mark.parametrize("size", [1e6, 1e12, 1e100])
+def test_one_far_row_does_not_move_the_frame(rows, size):
+    """Else all components lie far from the origin in their own deviations, and all of them take the centred form."""
+    far = np.concatenate([rows, np.full((1, rows.shape[1]), size)])
+    frame, spoilt = (
+        take_pilot(open_source(x), SerialExecutor(), np.arange(4_000)).frame(isotropic=False) for x in (rows, far)
+    )
+    assert np.array_equal(frame.shift, spoilt.shift)
+    assert np.array_equal(frame.scale, spoilt.scale)
 
 
 def test_what_blocks_leave_behind_does_not_grow_with_their_rows():

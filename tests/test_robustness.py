@@ -18,7 +18,6 @@ from streamgmm import GaussianMixture, cli, load, open_source
 from streamgmm.errors import (
     DataError,
     DataTypeError,
-    MissingChunksWarning,
     NumericalError,
     ParameterError,
     RegularisationWarning,
@@ -96,21 +95,6 @@ def test_a_hyper_parameter_set_after_the_fit_does_not_touch_the_mixture(kind: st
 # -- rows ----------------------------------------------------------------------------------------------------
 
 
-def test_chunks_that_are_not_stored_are_told(tmp_path: Path) -> None:
-    path = store(tmp_path / "r.zarr", blobs(1200) + 5.0)
-    (path / "c" / "3" / "0").unlink()
-    with pytest.warns(MissingChunksWarning, match=r"1 of 12 chunks of r\.zarr are not in the store.* fill value 0\.0"):
-        GaussianMixture(2, random_state=0).fit(path)
-
-
-def test_shards_that_are_not_stored_are_told(tmp_path: Path) -> None:
-    path = store(tmp_path / "r.zarr", blobs(1150) + 5.0, shards=(300, 3))
-    open_source(path)  # whole, the last shard ragged: not a word
-    (path / "c" / "1" / "0").unlink()
-    with pytest.warns(MissingChunksWarning, match="1 of 4 shards"):
-        open_source(path)
-
-
 class Table:
     """Stands for what holds dask results without being an array: a data frame, an array with labels."""
 
@@ -170,11 +154,6 @@ def test_rounding_in_a_symmetric_matrix_is_no_asymmetry() -> None:
     skewed[1, 0, 2] = 1e-3
     with pytest.raises(ParameterError, match="precisions_init must be symmetric"):
         GaussianMixture(2, precisions_init=skewed).fit(rows)
-
-
-def test_a_far_row_is_refused_without_a_numpy_warning() -> None:
-    with pytest.raises(NumericalError, match="density of row 1"):
-        fitted().predict(np.stack([np.zeros(3), np.full(3, 1e200)]))
 
 
 def test_samples_need_memory_for_rows_only() -> None:

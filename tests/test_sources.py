@@ -98,7 +98,9 @@ class SourceContract:
     def test_an_open_source_passes_through(self, source):
         assert is_store(source)
         assert open_source(source) is source
-        with pytest.raises(ParameterError, match="This source is open already; say block_rows where it is opened"):
+        with pytest.raises(
+            ParameterError, match="This source is open already; say block_rows and nan_policy where it is opened"
+        ):
             open_source(source, block_rows=3)
 
     def test_places_are_named(self, source):
@@ -249,10 +251,9 @@ def test_blocks_of_a_store_in_numbers(grid_rows, d, expected):
     assert canonical_block_rows(grid_rows, d, 32 * 2**20) == expected
 
 
-@pytest.mark.filterwarnings("ignore:.* are not in the store:streamgmm.errors.MissingChunksWarning")
 def test_blocks_depend_on_the_source_alone(tmp_path):
     array = zarr.create_array(tmp_path / "a.zarr", shape=(10**9, 8), chunks=(1_000, 8), shards=(50_000, 8), dtype="u1")
-    source = open_source(array)
+    source = open_source(array, missing_chunks="fill")
     assert (source.grid_rows, source.block_rows) == (50_000, 500_000)
     assert open_source(np.empty((3, 8))).block_rows == 2**21 // 64
 
@@ -326,9 +327,11 @@ def test_other_things_are_refused(x):
         open_source(x)
 
 
-@pytest.mark.parametrize("options", [{"array": "x"}, {"storage_options": {"key": "k"}}])
+@pytest.mark.parametrize(
+    "options", [{"array": "x"}, {"storage_options": {"key": "k"}}, {"missing_chunks": "fill"}, {"decode": "cf"}]
+)
 def test_options_of_stores_are_refused_for_arrays(options):
-    with pytest.raises(ParameterError, match="array and storage_options describe a zarr store"):
+    with pytest.raises(ParameterError, match="array, storage_options, missing_chunks and decode describe a zarr store"):
         open_source(plain_rows(), **options)
 
 
@@ -389,10 +392,9 @@ def test_errors_of_sources_are_the_builtin_ones_too():
 # -- places and damage -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.* are not in the store:streamgmm.errors.MissingChunksWarning")
 def test_places_in_a_zarr_array(tmp_path):
-    split = zarr.create_array(tmp_path / "split.zarr", shape=(N, D), chunks=(20, 2), dtype="f8")
-    shards = zarr.create_array(tmp_path / "shards.zarr", shape=(N, D), chunks=(5, D), shards=(20, D), dtype="f8")
+    split = zarr.create_array(tmp_path / "split.zarr", data=np.ones((N, D)), chunks=(20, 2))
+    shards = zarr.create_array(tmp_path / "shards.zarr", data=np.ones((N, D)), chunks=(5, D), shards=(20, D))
     place = open_source(split).block(0, N).locate(77, 4)
     assert place == "row 77, column 4 (chunk 3/2 of split.zarr)"
     assert open_source(shards).block(0, N).locate(77, 4) == "row 77, column 4 (shard 3/0 of shards.zarr)"

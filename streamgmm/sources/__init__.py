@@ -14,7 +14,7 @@ from streamgmm.protocols import Source
 from streamgmm.sources.dask_array import DaskSource
 from streamgmm.sources.memory import MemorySource
 from streamgmm.sources.weighted import WeightedSource, checked_weights
-from streamgmm.sources.zarr_array import ZarrSource, open_zarr, pick_array, require_reachable
+from streamgmm.sources.zarr_array import Reading, ZarrSource, open_zarr, pick_array, require_reachable
 
 __all__ = ["DaskSource", "is_lazy", "is_store", "open_source", "require_reachable", "with_weights"]
 
@@ -36,6 +36,9 @@ def open_source(
     *,
     array: str | None = None,
     storage_options: dict[str, Any] | None = None,
+    nan_policy: str = "raise",
+    missing_chunks: str = "refuse",
+    decode: str = "refuse",
     block_rows: int | None = None,
 ) -> Source:
     """Open anything that holds rows, without reading them.
@@ -49,6 +52,19 @@ def open_source(
         Name of the array in a zarr group.
     storage_options : dict, optional
         What fsspec needs to reach a URL.
+    nan_policy : {"raise", "omit"}
+        What to do with a row that has NaN in any feature: refuse it with its place, or leave it out. Rows left out are
+        counted in ``n_skipped_``; their label is -1, their responsibilities and log density NaN. An infinity is
+        refused always.
+    missing_chunks : {"refuse", "fill"}
+        What to do with chunks that a zarr store does not hold, and shards of zero length, which zarr reads as the
+        fill value: refuse the store, naming the chunks and their rows, or accept the fill value. Where the fill value
+        is NaN and ``nan_policy="omit"``, they are rows to leave out. zarr itself does not store a chunk that holds
+        nothing but the fill value, unless told to. A chunk that is absent inside a shard is not seen by this.
+    decode : {"refuse", "cf"}
+        What to do with a zarr array whose attributes say that its numbers are packed by the CF conventions
+        (scale_factor, add_offset, _FillValue, missing_value): refuse it, or decode it. Then values are stored numbers
+        * scale_factor + add_offset, and NaN where the stored number is _FillValue or missing_value.
     block_rows : int, optional
         Rows of a canonical block. Fits with the same rows and the same blocks give the same bits. Default: the
         multiple of the store's shard or chunk rows nearest to 32 MiB of float64 (2 MiB for rows in memory). The
@@ -57,23 +73,35 @@ def open_source(
     Raises
     ------
     SourceError
-        There is nothing to open, or the group has no such array.
+        There is nothing to open, the group has no such array, or chunks are missing.
     DataError, DataTypeError
-        What is there is not (n, d), or not real numbers.
+        What is there is not (n, d), not real numbers, or packed.
+    ParameterError
+        An option is unknown, or describes something else than ``x``.
     """
-    if isinstance(x, (str, Path)):
-        return ZarrSource.of(open_zarr(x, array, storage_options), block_rows)
-    if isinstance(x, (zarr.Array, zarr.Group)):
-        return ZarrSource.of(pick_array(x, array), block_rows)
-    if array is not None or storage_options is not None:
-        raise ParameterError("array and storage_options describe a zarr store, but the rows given are not in one.")
+    omits_nan, fills, decodes = (
+        _chosen(name, value)
+        for name, value in (("nan_policy", nan_policy), ("missing_chunks", missing_chunks), ("decode", decode))
+    )
+    if isinstance(x, (str, Path, zarr.Array, zarr.Group)):
+        reading = Reading(omits_nan, fills, decodes)
+        if isinstance(x, (str, Path)):
+            return ZarrSource.of(open_zarr(x, array, storage_options), block_rows, reading=reading)
+        if storage_options is not None:
+            raise ParameterError("storage_options say how a URL is reached, but the store given is open already.")
+        return ZarrSource.of(pick_array(x, array), block_rows, reading=reading)
+    if array is not None or storage_options is not None or fills or decodes:
+        raise ParameterError(
+            "array, storage_options, missing_chunks and decode describe a zarr store, but the rows given are not in "
+            "one."
+        )
     if isinstance(x, da.Array):
-        return DaskSource.of(x, block_rows)
+        return DaskSource.of(x, block_rows, omits_nan=omits_nan)
     if isinstance(x, np.ndarray):
-        return MemorySource.of(x, block_rows)
+        return MemorySource.of(x, block_rows, omits_nan=omits_nan)
     if _is_source(x):
-        if block_rows is not None:
-            raise ParameterError("This source is open already; say block_rows where it is opened.")
+        if block_rows is not None or omits_nan:
+            raise ParameterError("This source is open already; say block_rows and nan_policy where it is opened.")
         source: Source = x
         return source
     if is_lazy(x):
@@ -86,6 +114,18 @@ def open_source(
         f"Rows cannot be read from a {type(x).__name__}. Give a path to a zarr store, a zarr array, a zarr group with "
         "array=NAME, a dask array, or a numpy array."
     )
+
+
+#: The choices of open_source that describe rows: the careful one, which is the default, and the other.
+CHOICES = {"nan_policy": ("raise", "omit"), "missing_chunks": ("refuse", "fill"), "decode": ("refuse", "cf")}
+
+
+def _chosen(name: str, value: Any) -> bool:
+    """Whether ``value`` is the other choice. ParameterError where it is none of the two."""
+    careful, other = CHOICES[name]
+    if value not in (careful, other):
+        raise ParameterError(f"{name} must be {careful!r} or {other!r}, but it is {value!r}.")
+    return bool(value == other)
 
 
 def with_weights(source: Source, sample_weight: Any) -> Source:

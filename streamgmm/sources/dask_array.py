@@ -61,6 +61,7 @@ class DaskBlock:
     n_features: int
     start: int
     stop: int
+    omits_nan: bool
 
     @property
     def needs(self) -> list[Hashable]:
@@ -74,7 +75,7 @@ class DaskBlock:
         known = self.stop != UNKNOWN
         place = f"chunk {self.stretches[0].chunk} of {self.name}" + ", rows counted from its first" * (not known)
         rows = made[0] if len(made) == 1 else np.concatenate(made)
-        return MemoryBlock(rows, self.start if known else 0, place=place)
+        return MemoryBlock(rows, self.start if known else 0, place=place, omits_nan=self.omits_nan)
 
     def pieces(self) -> Iterator[Piece]:
         return self.opened(()).pieces()
@@ -101,6 +102,7 @@ class DaskSource:
     divisible: bool = False
     weight_bytes: int = 0
     checks: Sequence[Callable[[], None]] = ()
+    omits_nan: bool = False
 
     @classmethod
     def of(
@@ -111,6 +113,7 @@ class DaskSource:
         name: str = "the dask array",
         column: bool = False,
         fused: bool = True,
+        omits_nan: bool = False,
     ) -> DaskSource:
         """Raises DataError or DataTypeError where the array is not (n, d), or (n,) for a column, of real numbers.
 
@@ -131,7 +134,7 @@ class DaskSource:
         unknown = any(np.isnan(size) for size in array.chunks[0])
         parts, graph = split_graph(array, fused=fused)
         sizes = None if unknown else tuple(int(size) for size in array.chunks[0])
-        return cls(array, name, parts, graph, sizes, count_tasks(array) / len(parts))
+        return cls(array, name, parts, graph, sizes, count_tasks(array) / len(parts), omits_nan=omits_nan)
 
     @property
     def uncounted(self) -> tuple[str, ...]:
@@ -193,7 +196,7 @@ class DaskSource:
         return replace(self, sizes=sizes)
 
     def _block(self, stretches: tuple[Stretch, ...], start: int, stop: int) -> DaskBlock:
-        return DaskBlock(stretches, self.name, self.n_features, start, stop)
+        return DaskBlock(stretches, self.name, self.n_features, start, stop, self.omits_nan)
 
     @cached_property
     def _starts(self) -> list[int]:

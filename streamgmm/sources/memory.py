@@ -21,6 +21,7 @@ class MemoryBlock:
     start: int
     needs: Sequence[Hashable] = ()
     place: str = ""
+    omits_nan: bool = False
 
     @property
     def stop(self) -> int:
@@ -56,12 +57,16 @@ class MemorySource:
     checks: Sequence[Callable[[], None]] = ()
     upstream_tasks: float = 0.0
     weight_bytes: int = 0
+    omits_nan: bool = False
 
     @classmethod
-    def of(cls, array: Rows, block_rows: int | None = None, *, column: bool = False) -> MemorySource:
+    def of(
+        cls, array: Rows, block_rows: int | None = None, *, column: bool = False, omits_nan: bool = False
+    ) -> MemorySource:
         """Raises DataError or DataTypeError where the array is not (n, d), or (n,) for a column, of real numbers."""
         require_real_rows(array.shape, array.dtype, "the array", column=column)
-        return cls(array, checked_block_rows(block_rows, 1, n_columns(array.shape), MEMORY_BLOCK_BYTES))
+        size = checked_block_rows(block_rows, 1, n_columns(array.shape), MEMORY_BLOCK_BYTES)
+        return cls(array, size, omits_nan=omits_nan)
 
     @property
     def n_rows(self) -> int:
@@ -76,7 +81,7 @@ class MemorySource:
         return self.array.dtype
 
     def block(self, start: int, stop: int) -> MemoryBlock:
-        return MemoryBlock(self.array[start:stop], start)
+        return MemoryBlock(self.array[start:stop], start, omits_nan=self.omits_nan)
 
     def counted(self, executor: Executor) -> MemorySource:
         return self

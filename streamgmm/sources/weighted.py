@@ -32,6 +32,10 @@ class WeightedBlock:
         return self.block.n_features
 
     @property
+    def omits_nan(self) -> bool:
+        return self.block.omits_nan
+
+    @property
     def needs(self) -> list[Hashable]:
         return [*self.block.needs, *self.weights.needs]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -16,10 +14,25 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from streamgmm.errors import MissingChunksWarning, SourceError
+from streamgmm.errors import DataError, SourceError
 from streamgmm.protocols import Executor, Piece, Rows
 from streamgmm.sources.dtypes import n_columns, require_real_rows
 from streamgmm.sources.grid import STORE_BLOCK_BYTES, checked_block_rows, ranges
+from streamgmm.sources.listing import absent_chunks
+from streamgmm.sources.packing import Packing, packing_of
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the user said about the values of a store.
+
+    omits_nan: rows with NaN are left out.  fills: chunks that are not there may be read as the fill value.  decodes:
+    packed numbers are decoded by the CF conventions.
+    """
+
+    omits_nan: bool = False
+    fills: bool = False
+    decodes: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +44,8 @@ class ZarrBlock:
     start: int
     stop: int
     needs: Sequence[Hashable] = ()
+    packing: Packing | None = None
+    omits_nan: bool = False
 
     @property
     def n_features(self) -> int:
@@ -46,7 +61,9 @@ class ZarrBlock:
         start = self.start
         while start < self.stop:
             stop = min((start // grid + 1) * grid, self.stop)
-            yield Piece(self._read(start, stop), None)
+            rows = self._read(start, stop)
+            yield Piece(rows if self.packing is None else self.packing.decoded(rows), None)
+            del rows  # else it lives while the next one is read
             start = stop
 
     def locate(self, row: int, column: int) -> str:
@@ -82,6 +99,8 @@ class ZarrSource:
     array: zarr.Array[Any]
     name: str
     block_rows: int
+    packing: Packing | None = None
+    omits_nan: bool = False
     in_memory: bool = False
     uncounted: tuple[str, ...] = ()
     divisible: bool = True
@@ -90,13 +109,29 @@ class ZarrSource:
     weight_bytes: int = 0
 
     @classmethod
-    def of(cls, array: zarr.Array[Any], block_rows: int | None = None, *, column: bool = False) -> ZarrSource:
-        """Raises DataError or DataTypeError where the array is not (n, d), or (n,) for a column, of real numbers."""
+    def of(
+        cls,
+        array: zarr.Array[Any],
+        block_rows: int | None = None,
+        *,
+        column: bool = False,
+        reading: Reading = Reading(),
+    ) -> ZarrSource:
+        """The source of an array; lists its chunks.
+
+        Raises DataError or DataTypeError where the array is not (n, d), or (n,) for a column, of real numbers, or is
+        packed and not to be decoded; SourceError where chunks are missing that may not be filled.
+        """
         name = _name_of(array)
-        require_real_rows(array.shape, array.dtype, name, column=column)
+        require_real_rows(array.shape, array.dtype, name, column=column, stored=True)
         size = checked_block_rows(block_rows, _grid(array)[0], n_columns(array.shape), STORE_BLOCK_BYTES)
-        _warn_missing(array, name)
-        return cls(array, name, size)
+        dtype, form = np.dtype(array.dtype), array.metadata.zarr_format
+        packing = packing_of(array.attrs.asdict(), dtype, array.fill_value, form, name)
+        if packing is not None and not reading.decodes:
+            raise DataError(_packed(name, packing, column=column))
+        if not reading.fills:
+            _require_complete(array, name, packing, reading, column=column)
+        return cls(array, name, size, packing, reading.omits_nan)
 
     @property
     def n_rows(self) -> int:
@@ -108,7 +143,7 @@ class ZarrSource:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.array.dtype)
+        return np.dtype(self.array.dtype if self.packing is None else np.float64)
 
     @property
     def grid_rows(self) -> int:
@@ -132,7 +167,7 @@ class ZarrSource:
         return [self.block(*rows) for rows in ranges(self.n_rows, self.grid_rows)]
 
     def block(self, start: int, stop: int) -> ZarrBlock:
-        return ZarrBlock(self.array, self.name, start, stop)
+        return ZarrBlock(self.array, self.name, start, stop, packing=self.packing, omits_nan=self.omits_nan)
 
 
 def require_reachable(array: zarr.Array[Any], name: str) -> None:
@@ -184,19 +219,41 @@ def pick_array(node: zarr.Array[Any] | zarr.Group, array: str | None) -> zarr.Ar
     return found
 
 
-def _warn_missing(array: zarr.Array[Any], name: str) -> None:
-    """MissingChunksWarning where the listing of the store lacks chunks (shards, where there are any)."""
-    unit = array.shards or array.chunks
-    expected = prod(-(-size // step) for size, step in zip(array.shape, unit, strict=True))
-    stored = array.nchunks_initialized // prod(a // b for a, b in zip(unit, array.chunks, strict=True))
-    if stored < expected:
-        warnings.warn(
-            f"{expected - stored} of {expected} {'chunks' if array.shards is None else 'shards'} of {name} are not in "
-            f"the store and are read as its fill value {array.fill_value}. If they were not left out on purpose, "
-            "write them again.",
-            MissingChunksWarning,
-            stacklevel=5,
-        )
+def _packed(name: str, packing: Packing, *, column: bool) -> str:
+    """Why packed numbers are refused, and the way out."""
+    way_out = (
+        "Write them unpacked, or give a dask array of the values."
+        if column
+        else 'Open it with open_source(..., decode="cf") to decode them, or remove the attributes if the stored '
+        "numbers are the values."
+    )
+    return f"{name} holds packed numbers, not values: its attributes are {', '.join(packing.names)}. {way_out}"
+
+
+def _require_complete(
+    array: zarr.Array[Any], name: str, packing: Packing | None, reading: Reading, *, column: bool
+) -> None:
+    """SourceError where the listing lacks chunks whose fill value would be taken for rows.
+
+    Where the fill value is NaN, and rows with NaN are left out, it is what the user asked for.
+    """
+    absent = absent_chunks(array)
+    if not absent.count:
+        return
+    fill = np.asarray(array.fill_value if array.fill_value is not None else 0, dtype=array.dtype)
+    value = (fill if packing is None else packing.decoded(fill.reshape(1))).item()
+    if np.isnan(value) and reading.omits_nan:
+        return
+    ways_out = ['open_source(..., missing_chunks="fill") accepts that']
+    if np.isnan(value):
+        ways_out = ['open_source(..., nan_policy="omit") leaves such rows out']
+    if column:
+        ways_out = ["a dask array, dask.array.from_zarr(PATH), accepts that"]
+    raise SourceError(
+        f"{name} lacks {absent}. zarr reads what is not there as the fill value {value}, without a word. If the rows "
+        f"really have that value (zarr does not store such chunks by default), {ways_out[0]}; otherwise restore the "
+        f"{absent.unit}s."
+    )
 
 
 def _without_secrets(path: str) -> str:

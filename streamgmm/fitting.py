@@ -1,0 +1,297 @@
+"""The walk of a fit: plan, pilot, start, passes. Joins where rows come from with how they are learned."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamgmm.checks import check_hyper_parameters, checked_means, checked_precisions, checked_weights
+from streamgmm.covariance import STRUCTURES, AbstractCovariance
+from streamgmm.errors import DataError, ParameterError, RegularisationWarning, warn
+from streamgmm.executors import FAN_IN, executor_for
+from streamgmm.history import PassRecord
+from streamgmm.kernel import e_step, prepare, workspace_bytes
+from streamgmm.learned import Learned
+from streamgmm.params import MixtureParams
+from streamgmm.pilot import Pilot, take_pilot
+from streamgmm.plan import Plan, make_plan
+from streamgmm.protocols import Executor, Integers, Source
+from streamgmm.provenance import provenance
+from streamgmm.solvers.em import FitResult, em
+from streamgmm.sources import is_store
+from streamgmm.start import find_start
+from streamgmm.stats import SufficientStats
+from streamgmm.streams import sample_index
+
+logger = logging.getLogger("streamgmm")
+
+DEFAULT_TOL = 1e-3
+SMALLEST_SAMPLE = 20_000
+LARGEST_SAMPLE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """Hyper-parameters of a fit, checked."""
+
+    n_components: int
+    structure: type[AbstractCovariance]
+    tol: float
+    reg_covar: float
+    max_iter: int
+    n_init: int
+    init_params: str
+    weights_init: Any
+    means_init: Any
+    precisions_init: Any
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """From the estimator's parameters; ParameterError at the first that has no meaning."""
+        check_hyper_parameters(values)
+        same = ("n_components", "reg_covar", "max_iter", "n_init", "init_params")
+        given = ("weights_init", "means_init", "precisions_init")
+        tol = DEFAULT_TOL if values["tol"] is None else values["tol"]
+        structure = STRUCTURES[values["covariance_type"]]
+        return cls(structure=structure, tol=tol, **{name: values[name] for name in same + given})
+
+
+@dataclass
+class Log:
+    """What a fit says: every line to the log "streamgmm", and some of them printed.
+
+    verbose: 0 prints nothing, 1 the plan and a line every ``interval`` passes, 2 the seconds that a pass took as well.
+    """
+
+    verbose: int = 0
+    interval: int = 1
+    max_iter: int = 0
+
+    def __post_init__(self) -> None:
+        self._last = time.monotonic()
+
+    def say(self, line: str, *, printed: bool = True) -> None:
+        logger.info(line)
+        if self.verbose and printed:
+            print(line)
+
+    def report(self, record: PassRecord) -> None:
+        """A line for a pass; the last one is printed always."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        logger.info("%s  %.2f s", record, seconds)
+        if self.verbose and (
+            record.converged or record.iteration == self.max_iter or record.iteration % self.interval == 0
+        ):
+            print(record if self.verbose == 1 else f"{record}  {seconds:.2f} s")
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a fit learned. starved: components that have lost their rows."""
+
+    learned: Learned
+    starved: tuple[int, ...]
+
+
+def fit(
+    opened: Source, settings: Settings, seed: int, log: Log, *, sample_weight: Any, last: MixtureParams | None
+) -> Fit:
+    """Learn a mixture from an opened source. last: the parameters to start from, if there are any."""
+    with executor_for(opened) as executor:
+        executor.everywhere(opened.checks)
+        source = counted(opened, executor, settings, log)
+        size = sample_size(source, settings)
+        plan = fit_plan(source, executor, settings, size)
+        for line in (str(plan), *plan.remarks):
+            log.say(line)
+        executor = executor.sized(plan.blocks_per_task)
+        pilot = take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, size))
+        _tell_skipped(pilot, source, settings, log)
+        _warn_regularisation(pilot, settings.reg_covar)
+        result = _solve(source, executor, pilot, settings, _starts(pilot, settings, seed, last, log), log)
+    origin = {"seed": f"{seed:032x}", "block_rows": plan.block_rows, **provenance()}
+    learned = Learned(
+        result.params,
+        converged=result.converged,
+        n_iter=len(result.lower_bounds),
+        n_passes=result.n_passes + 1 + (opened.name in opened.uncounted),
+        lower_bounds=result.lower_bounds,
+        n_rows=pilot.n_rows,
+        n_skipped=pilot.n_skipped,
+        provenance=origin,
+    )
+    return Fit(learned, result.starved)
+
+
+def counted(source: Source, executor: Executor, settings: Settings, log: Log) -> Source:
+    """The source with its rows counted, where that takes a read, and enough of them."""
+    for name in source.uncounted:
+        log.say(
+            f"{name} does not know its chunk sizes: one more read counts its rows. compute_chunk_sizes() would save it "
+            "where the array is fitted more than once."
+        )
+    source = source.counted(executor)
+    _require_rows(source.n_rows, source.name, settings.n_components)
+    return source
+
+
+def _require_rows(n_rows: int, name: str, n_components: int) -> None:
+    if n_rows < 2:
+        raise DataError(f"{name} has {n_rows} row, but a minimum of 2 is required to fit a mixture.")
+    if n_rows < n_components:
+        raise DataError(
+            f"Expected n_samples >= n_components but got n_components = {n_components}, n_samples = {n_rows}. Lower "
+            "n_components, or give more rows."
+        )
+
+
+def sample_size(source: Source, settings: Settings) -> int:
+    """Rows of the sample that the start is found on."""
+    k, d = settings.n_components, source.n_features
+    return min(source.n_rows, max(SMALLEST_SAMPLE, 100 * k * (d + 1)), LARGEST_SAMPLE_BYTES // (8 * d))
+
+
+def fit_plan(source: Source, executor: Executor, settings: Settings, size: int) -> Plan:
+    """The plan of the passes of a fit whose sample has ``size`` rows. MemoryPlanError where they would not fit."""
+    return pass_plan(source, executor, settings.n_components, settings.structure, settings.n_init, size)
+
+
+def pass_plan(
+    source: Source,
+    executor: Executor,
+    k: int,
+    structure: type[AbstractCovariance],
+    models: int = 1,
+    sample: int = 0,
+) -> Plan:
+    """The plan of a pass with ``models`` mixtures of k components, and a sample of so many rows."""
+    d = source.n_features
+    return make_plan(
+        source,
+        executor.capacity,
+        fan_in=FAN_IN,
+        workspace_bytes=workspace_bytes(structure, k, d, models),
+        value_bytes=8 * k * (1 + d + structure.quadratic.size(d)) * models,
+        sample_bytes=8 * sample * (4 * d + 4 * k),
+        carried_bytes=2 * 8 * sample * d,
+    )
+
+
+def _solve(
+    source: Source, executor: Executor, pilot: Pilot, settings: Settings, starts: list[MixtureParams], log: Log
+) -> FitResult:
+    frame, blocks = pilot.frame(isotropic=settings.structure.isotropic), source.blocks()
+
+    def read(models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
+        scorers = tuple(prepare(model, frame) for model in models)
+        return executor.map_reduce(e_step, scorers, blocks, source.graph).values
+
+    return em(
+        read,
+        starts,
+        tol=settings.tol,
+        max_iter=settings.max_iter,
+        reg_covar=settings.reg_covar,
+        report=log.report,
+    )
+
+
+def _starts(pilot: Pilot, settings: Settings, seed: int, last: MixtureParams | None, log: Log) -> list[MixtureParams]:
+    """The starting parameters of each restart: those of the last fit, given ones, or found on the sample."""
+    structure, k, d = settings.structure, settings.n_components, len(pilot.mean)
+    if last is not None:
+        return [_same_shape(last, structure, k, d)]
+    given = _Given.of(settings, structure, k, d)
+    if given.complete:
+        return [given.over(None)]
+    if len(pilot.sample) < k:
+        raise DataError(
+            f"Only {len(pilot.sample)} of the rows that were drawn for the start have a weight above zero and no NaN, "
+            f"but n_components={k}. Give sample_weight as an array in memory, so that rows are drawn among those that "
+            "count, or give weights_init, means_init and precisions_init."
+        )
+    log.say(f"seeking {settings.n_init} start(s) on a sample of {len(pilot.sample):,} rows", printed=False)
+    return [
+        given.over(find_start(settings.init_params, pilot, structure, k, seed, index))
+        for index in range(settings.n_init)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """Starting values that the user gave, or None each."""
+
+    weights: Any
+    means: Any
+    covariance: AbstractCovariance | None
+
+    @classmethod
+    def of(cls, settings: Settings, structure: type[AbstractCovariance], k: int, d: int) -> _Given:
+        weights, means, precisions = settings.weights_init, settings.means_init, settings.precisions_init
+        return cls(
+            None if weights is None else checked_weights(weights, k, "weights_init"),
+            None if means is None else checked_means(means, k, d, "means_init"),
+            None if precisions is None else checked_precisions(precisions, structure, k, d),
+        )
+
+    @property
+    def complete(self) -> bool:
+        return not (self.weights is None or self.means is None or self.covariance is None)
+
+    def over(self, found: MixtureParams | None) -> MixtureParams:
+        """``found`` with what was given in its place; None where everything is given."""
+        base: Any = found
+        return MixtureParams(
+            base.weights if self.weights is None else self.weights,
+            base.means if self.means is None else self.means,
+            base.covariance if self.covariance is None else self.covariance,
+        )
+
+
+def _same_shape(last: MixtureParams, structure: type[AbstractCovariance], k: int, d: int) -> MixtureParams:
+    """The parameters of the fit before, for a warm start; ParameterError where they describe something else."""
+    if last.means.shape != (k, d) or last.covariance.kind != structure.kind:
+        raise ParameterError(
+            f"warm_start continues from means of shape {last.means.shape} and {last.covariance.kind!r} covariances, "
+            f"but this fit has {k} components in {d} features with covariance_type={structure.kind!r}. Set "
+            "warm_start=False, or give the parameters back their old values."
+        )
+    return last
+
+
+def _tell_skipped(pilot: Pilot, source: Source, settings: Settings, log: Log) -> None:
+    """How many rows were left out; DataError where too few are left."""
+    if pilot.n_skipped:
+        log.say(
+            f"{pilot.n_skipped:,} of {source.n_rows:,} rows ({pilot.n_skipped / source.n_rows:.1%}) have NaN and are "
+            "left out"
+        )
+        _require_rows(pilot.n_rows, f"{source.name} without the rows that have NaN", settings.n_components)
+
+
+def _warn_regularisation(pilot: Pilot, reg_covar: float) -> None:
+    variances = np.diagonal(pilot.covariance)
+    feature = int(np.argmin(variances))
+    if reg_covar > 0.01 * variances[feature]:
+        warn(
+            f"reg_covar={reg_covar:g} is more than 1 % of the variance of feature {feature} "
+            f"({variances[feature]:.3g}) and shapes the result. Lower reg_covar, rescale the feature, or drop it.",
+            RegularisationWarning,
+        )
+
+
+def _sample_rows(n_rows: int, sample_weight: Any, seed: int, size: int) -> Integers:
+    """Rising numbers of the rows of the sample, drawn among those that count for something.
+
+    Weights that are not in memory are not loaded for that: the sample then loses the rows that have weight zero.
+    """
+    if sample_weight is None or is_store(sample_weight):
+        return sample_index(seed, n_rows, size)
+    above_zero = np.flatnonzero(np.asarray(sample_weight, dtype=np.float64))
+    return above_zero[sample_index(seed, len(above_zero), size)]

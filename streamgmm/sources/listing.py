@@ -1,0 +1,124 @@
+"""Which chunks of a zarr array its store does not hold. zarr reads them as the fill value without a word."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from math import prod
+from typing import Any, TypeVar
+
+import zarr
+from zarr.core.sync import sync
+
+from streamgmm.errors import SourceError
+
+#: Chunks that are asked for at a time.
+REQUESTS = 32
+
+#: Where the description of an array lies beside its chunks, by the version of the format.
+DESCRIPTIONS = {2: ".zarray", 3: "zarr.json"}
+
+T = TypeVar("T")
+
+#: Chunks that a sentence names.
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Chunks, or shards, that are not there or have no byte.
+
+    count, of: how many, of how many.  first: the numbers of the first ones along (rows, features), in order.
+    """
+
+    unit: str
+    count: int
+    of: int
+    first: tuple[tuple[int, ...], ...]
+    unit_rows: int
+    n_rows: int
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.first) else ""
+        named = ", ".join("/".join(map(str, place)) for place in self.first)
+        rows = ", ".join(f"{start} to {stop - 1}" for start, stop in self._runs())
+        return f"{self.count:,} of {self.of:,} {self.unit}s ({named}{more}: rows {rows}{more})"
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """[start, stop) of the rows of the first ones, neighbours joined."""
+        numbers = sorted({place[0] for place in self.first})
+        starts = [number for number in numbers if number - 1 not in numbers]
+        ends = [number + 1 for number in numbers if number + 1 not in numbers]
+        for start, end in zip(starts, ends, strict=True):
+            yield start * self.unit_rows, min(end * self.unit_rows, self.n_rows)
+
+
+def absent_chunks(array: zarr.Array[Any]) -> Absent:
+    """The chunks (shards, where there are any) that the store's listing lacks, and shards without a byte.
+
+    Costs one listing, and a look at the size of each shard. A store that does not list, such as one behind plain http,
+    is asked for each chunk instead. A chunk without a byte fails when it is read. Raises SourceError where the store
+    does not answer.
+    """
+    try:
+        return _absent(array)
+    except Exception as error:  # stores raise what their transport raises
+        raise SourceError(
+            f"The store does not say which chunks it holds ({type(error).__name__}). Check that it can be reached and "
+            "that you may read it."
+        ) from error
+
+
+def _absent(array: zarr.Array[Any]) -> Absent:
+    shape = array.shards or array.chunks
+    grid = [range(-(-size // step)) for size, step in zip(array.shape, shape, strict=True)]
+    prefix = f"{array.path}/" if array.path else ""
+    encode = array.metadata.encode_chunk_key
+    keys = sync(_keys(array, prefix))
+    if prefix + DESCRIPTIONS[array.metadata.zarr_format] not in keys:  # what does not show even this is no listing
+        keys = sync(_found(array, [prefix + encode(place) for place in product(*grid)]))
+    held = set()
+    for key in keys:
+        place = tuple(map(int, re.findall(r"\d+", key[len(prefix) :])))
+        in_grid = len(place) == len(grid) and all(number in steps for number, steps in zip(place, grid, strict=True))
+        if in_grid and prefix + encode(place) == key:
+            held.add(place)
+    if array.shards is not None:
+        sizes = sync(_sizes(array, [prefix + encode(place) for place in held]))
+        held = {place for place, size in zip(held, sizes, strict=True) if size}
+    total = prod(map(len, grid))
+    first = islice((place for place in product(*grid) if place not in held), MOST_NAMED if len(held) < total else 0)
+    unit = "chunk" if array.shards is None else "shard"
+    return Absent(unit, total - len(held), total, tuple(first), int(shape[0]), int(array.shape[0]))
+
+
+async def _keys(array: zarr.Array[Any], prefix: str) -> set[str]:
+    """All that the store lists below ``prefix``; nothing where it cannot, or may not."""
+    try:
+        return {key async for key in array.store.list_prefix(prefix)}
+    except Exception:  # stores raise what their transport raises
+        return set()
+
+
+async def _found(array: zarr.Array[Any], keys: Sequence[str]) -> set[str]:
+    """Those of the keys that the store holds."""
+    found = await _each(array.store.exists, keys)
+    return {key for key, there in zip(keys, found, strict=True) if there}
+
+
+async def _sizes(array: zarr.Array[Any], keys: Sequence[str]) -> list[int]:
+    return await _each(array.store.getsize, keys)
+
+
+async def _each(ask: Callable[[str], Awaitable[T]], keys: Sequence[str]) -> list[T]:
+    """The answer for each key, a few asked for at a time."""
+    limit = asyncio.Semaphore(REQUESTS)
+
+    async def answer(key: str) -> T:
+        async with limit:
+            return await ask(key)
+
+    return await asyncio.gather(*map(answer, keys))
