@@ -26,6 +26,8 @@ HEADER = "streamgmm"
 #: Bytes of a whole file, and of its header: more is refused before anything is allocated.
 LARGEST_FILE = 2 * 2**30
 LARGEST_HEADER = 16 * 2**20
+#: Arrays in a file: a model has six at most.
+MOST_ARRAYS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +40,26 @@ class Contents:
 
 
 def write(path: str | Path, contents: Contents) -> None:
-    """Write beside ``path``, flush to disk, then replace: a reader sees the old file or the new one, never a part."""
-    target = Path(path)
-    if target.is_symlink():
+    """Write beside ``path``, flush to disk, then replace: a reader sees the old file or the new one, never a part.
+
+    Raises FileFormatError where that is not possible; what stood at ``path`` is then as it was.
+    """
+    target = _as_path(path)
+    data = _encoded(contents, target.name)
+    try:
+        _require_replaceable(target)
+        _replace(target, data)
+    except FileFormatError:
+        raise
+    except (OSError, ValueError) as error:
         raise FileFormatError(
-            f"{str(path)!r} is a symbolic link, which writing would replace. Give the path of the file it leads to."
-        )
-    if not target.parent.is_dir():
-        raise FileFormatError(
-            f"There is no folder {str(target.parent)!r} to write {target.name!r} into. Make it first."
-        )
+            f"{str(target)!r} could not be written ({error}). What stood there is as it was; choose another path, or "
+            "mend what is named."
+        ) from error
+
+
+def _encoded(contents: Contents, name: str) -> bytes:
+    """The bytes of a file; FileFormatError, naming it, where they would be more than is read back."""
     arrays = {name: np.asarray(array, order="C") for name, array in contents.arrays.items()}
     header = {
         "format": FORMAT,
@@ -57,14 +69,35 @@ def write(path: str | Path, contents: Contents) -> None:
         "facts": dict(contents.facts),
     }
     header["seal"] = _seal(header)
-    text = json.dumps(header, sort_keys=True)
+    text = json.dumps(header, sort_keys=True, allow_nan=False)
     size = sum(array.nbytes for array in arrays.values())
     if len(text) > LARGEST_HEADER // 2 or size > LARGEST_FILE - LARGEST_HEADER:  # it is escaped once more
         raise FileFormatError(
-            f"{target.name} would have {size:,} bytes and a header of {len(text):,}, more than is read back: at most "
+            f"{name} would have {size:,} bytes and a header of {len(text):,}, more than is read back: at most "
             f"{LARGEST_FILE:,} and {LARGEST_HEADER:,}. Use fewer components or features."
         )
-    data = save(arrays, metadata={HEADER: text})
+    return save(arrays, metadata={HEADER: text})
+
+
+def _require_replaceable(target: Path) -> None:
+    """FileFormatError where there is no folder to write into, or what stands there is no file of its own."""
+    if not target.parent.is_dir():
+        raise FileFormatError(
+            f"There is no folder {str(target.parent)!r} to write {target.name!r} into. Make it first."
+        )
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise FileFormatError(
+            f"{str(target)!r} is a symbolic link, which writing would replace. Give the path of the file it leads to."
+        )
+    if not stat.S_ISREG(mode):
+        raise FileFormatError(f"{str(target)!r} is {_kind(mode)}, which is not replaced. Give the path of a file.")
+
+
+def _replace(target: Path, data: bytes) -> None:
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         with open(temporary, "xb") as file:
@@ -84,28 +117,42 @@ def write(path: str | Path, contents: Contents) -> None:
 
 def read(path: str | Path, kind: str) -> Contents:
     """Read and verify a file of ``kind``. FileFormatError where it is damaged, foreign, newer or of another kind."""
-    _require_plausible(Path(path))
+    target = _as_path(path)
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            header = _header(path, file.metadata())
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        _require_plausible(target)
+        return _read(target, kind)
+    except FileFormatError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        if isinstance(error, FileFormatError):
-            raise
         raise FileFormatError(
-            f"{Path(path).name} cannot be read as a streamgmm file ({error}). It is damaged or something else; "
-            "take a backup, or fit again."
+            f"{target.name} cannot be read as a streamgmm file ({error or type(error).__name__}). It is damaged or "
+            "something else; take a backup, or fit again."
         ) from error
+
+
+def _read(path: Path, kind: str) -> Contents:
+    with safe_open(str(path), framework="numpy") as file:
+        names = list(file.keys())
+        if len(names) > MOST_ARRAYS:
+            raise FileFormatError(f"{path.name} holds {len(names):,} arrays, so it is no streamgmm file.")
+        header = _header(path, file.metadata())
+        arrays = {name: file.get_tensor(name) for name in names}
     if header["kind"] != kind:
-        raise FileFormatError(f"{Path(path).name} holds a {header['kind']}, but a {kind} was asked for.")
-    digests = {name: _digest(array) for name, array in arrays.items()}
-    if digests != header["sha256"]:
-        names = sorted({name for name, _ in set(digests.items()) ^ set(header["sha256"].items())})
+        raise FileFormatError(f"{path.name} holds a {header['kind']!s:.40}, but a {kind} was asked for.")
+    found, expected = {name: _digest(array) for name, array in arrays.items()}, header["sha256"]
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise FileFormatError(
-            f"{Path(path).name} is damaged: the contents of {names} do not match their hashes. Take a backup, or fit "
-            "again."
+            f"{path.name} is damaged: the contents of {wrong[:MOST_ARRAYS]} do not match their hashes. Take a backup, "
+            "or fit again."
         )
     return Contents(kind, header["facts"], arrays)
+
+
+def _as_path(path: Any) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise FileFormatError(f"A path is expected, but a {type(path).__name__} was given. Give the path of a file.")
+    return Path(path)
 
 
 def _require_plausible(path: Path) -> None:
@@ -121,8 +168,9 @@ def _require_plausible(path: Path) -> None:
             f"{str(path)!r} is a symbolic link, which may lead anywhere. Give the path of the file it leads to."
         )
     if not stat.S_ISREG(found.st_mode):
-        what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
-        raise FileFormatError(f"There is no file {str(path)!r}: it is {what}. Give the path that a model was saved to.")
+        raise FileFormatError(
+            f"There is no file {str(path)!r}: it is {_kind(found.st_mode)}. Give the path that a model was saved to."
+        )
     if found.st_size > LARGEST_FILE:
         raise FileFormatError(
             f"{path.name} has {found.st_size:,} bytes, but a model has at most {LARGEST_FILE:,}. It is something else."
@@ -137,20 +185,30 @@ def _require_plausible(path: Path) -> None:
         )
 
 
-def _header(path: str | Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    header: Any = json.loads((metadata or {}).get(HEADER, "null"))
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
+
+
+def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    header: Any = json.loads((metadata or {}).get(HEADER, "null"), parse_constant=_refuse_constant)
     if not isinstance(header, dict) or not {"format", "kind", "sha256", "facts", "seal"} <= header.keys():
-        raise FileFormatError(f"{Path(path).name} is a safetensors file, but streamgmm did not write it.")
+        raise FileFormatError(f"{path.name} is a safetensors file, but streamgmm did not write it.")
     if header["format"] != FORMAT:
         raise FileFormatError(
-            f"{Path(path).name} has format {header['format']}; this version of streamgmm reads format {FORMAT}. "
+            f"{path.name} has format {header['format']!r:.40}; this version of streamgmm reads format {FORMAT}. "
             "Install a newer streamgmm to open it."
         )
     if header["seal"] != _seal(header):
         raise FileFormatError(
-            f"{Path(path).name} is damaged: its header does not match its hash. Take a backup, or fit again."
+            f"{path.name} is damaged: its header does not match its hash. Take a backup, or fit again."
         )
+    if not (isinstance(header["facts"], dict) and isinstance(header["sha256"], dict)):
+        raise FileFormatError(f"{path.name} has a header whose facts or hashes are no mapping, so it is damaged.")
     return header
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"its header holds {name}, which is no number")
 
 
 def _seal(header: Mapping[str, Any]) -> str:
@@ -160,4 +218,6 @@ def _seal(header: Mapping[str, Any]) -> str:
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:
-    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(array.reshape(-1).view(np.uint8))  # no copy of what may be large
+    return digest.hexdigest()

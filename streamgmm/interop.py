@@ -60,7 +60,8 @@ def to_sklearn(model: Model) -> Any:
     reference.weights_, reference.means_ = params.weights.copy(), params.means.copy()
     reference.covariances_ = params.covariance.values.copy()
     reference.precisions_ = params.covariance.precisions(k, d)
-    reference.precisions_cholesky_ = params.covariance.precisions_cholesky(k, d)
+    # BLAS rounds by the order in memory: a file keeps this one, so a loaded copy has the same bits
+    reference.precisions_cholesky_ = np.array(params.covariance.precisions_cholesky(k, d), order="C")
     reference.converged_, reference.n_iter_ = learned.converged, learned.n_iter
     reference.lower_bound_, reference.lower_bounds_ = learned.lower_bound, list(learned.lower_bounds)
     reference.n_features_in_ = d

@@ -114,7 +114,7 @@ def prepare(params: MixtureParams, frame: Frame) -> Scorer:
     linear = root.precision_times(offsets)
     at_zero = constants - 0.5 * (linear * offsets).sum(axis=1)
     eta = np.concatenate([at_zero[:, None], linear, covariance.natural_quadratic(root)], axis=1)
-    variances = np.diagonal(covariance.dense(k, d), axis1=1, axis2=2)
+    variances = covariance.variances(k, d)
     centred = _centred_components(covariance, root.precision_diagonal, offsets, variances)
     packed = np.flatnonzero(~centred)
     reach = root.precision_diagonal[packed].max(axis=0, initial=0.0)

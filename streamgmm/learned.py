@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-from streamgmm.checks import checked_mixture
-from streamgmm.errors import FileFormatError
+from streamgmm.checks import check_hyper_parameters, checked_mixture
+from streamgmm.errors import FileFormatError, ParameterError
 from streamgmm.files import Contents
 from streamgmm.params import MixtureParams
+from streamgmm.protocols import Floats
+from streamgmm.streams import draw_seed
 
 #: Hyper-parameters that are arrays.
 INIT_ARRAYS = ("weights_init", "means_init", "precisions_init")
@@ -51,17 +54,22 @@ class Model:
     feature_names: tuple[str, ...] = ()
 
     def contents(self) -> Contents:
-        """The same as arrays and plain values."""
+        """The same as arrays and plain values. ParameterError where a hyper-parameter has no meaning: ``of`` refuses it.
+
+        settings must have all hyper-parameters here.
+        """
+        check_hyper_parameters(self.settings)
+        draw_seed(self.settings["random_state"])  # whether one can be drawn
         learned, params = self.learned, self.learned.params
         arrays = {"weights": params.weights, "means": params.means, "covariances": params.covariance.values}
-        given = {name: np.asarray(self.settings[name], float) for name in _given(self.settings)}
+        given = {name: _start(self.settings[name], name) for name in INIT_ARRAYS if self.settings[name] is not None}
         facts = {
             "params": {name: _plain(value) for name, value in self.settings.items() if name not in INIT_ARRAYS},
             "covariance_type": params.covariance.kind,
             "converged": learned.converged,
             "n_iter": learned.n_iter,
             "n_passes": learned.n_passes,
-            "lower_bounds": list(learned.lower_bounds),
+            "lower_bounds": [_finite(bound) for bound in learned.lower_bounds],
             "n_rows": learned.n_rows,
             "n_skipped": learned.n_skipped,
             "feature_names": list(self.feature_names),
@@ -71,9 +79,14 @@ class Model:
 
     @classmethod
     def of(cls, contents: Contents, name: str) -> Model:
-        """What ``contents`` describe. FileFormatError, naming the file, where that is no mixture."""
-        facts, arrays = contents.facts, contents.arrays
+        """What ``contents`` describe. FileFormatError, naming the file, where that is no mixture.
+
+        Facts and arrays that this version does not know are left aside: what would change the meaning of a file has
+        another format number, or is a hyper-parameter, and the estimator refuses unknown ones.
+        """
+        facts = contents.facts
         try:
+            arrays = {key: _stored(array, key) for key, array in contents.arrays.items()}
             kind = _checked(facts["covariance_type"], str)
             params = checked_mixture(arrays["weights"], arrays["means"], arrays["covariances"], kind)
             learned = Learned(
@@ -89,20 +102,40 @@ class Model:
             names = tuple(_checked(feature, str) for feature in _checked(facts["feature_names"], list))
             if names and len(names) != params.n_features:
                 raise ValueError(f"{len(names)} feature names for {params.n_features} features")
-            given = {key: arrays.get(key) for key in INIT_ARRAYS}
-            return cls(learned, {**_checked(facts["params"], dict), **given}, names)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            given = {key: None if arrays.get(key) is None else _start(arrays[key], key) for key in INIT_ARRAYS}
+            settings = {**_checked(facts["params"], dict), **given}
+            draw_seed(settings.get("random_state"))
+            return cls(learned, settings, names)
+        except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise FileFormatError(
-                f"{name} does not describe a mixture ({error}). Take a backup, or fit again."
+                f"{name} does not describe a mixture ({error or type(error).__name__}). Take a backup, or fit again."
             ) from error
 
 
-def _given(settings: Mapping[str, Any]) -> list[str]:
-    return [name for name in INIT_ARRAYS if settings[name] is not None]
-
-
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    """A number of any type as Python's own; anything else as it is."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def _start(values: Any, name: str) -> Floats:
+    """A given start as it is saved; ParameterError where it is not made of finite numbers."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"{name} must be real numbers: {error}.") from error
+    if not np.isfinite(array).all():
+        raise ParameterError(f"{name} must be finite, but it holds NaN or an infinity.")
+    return array
+
+
+def _stored(array: np.ndarray[Any, Any], name: str) -> Floats:
+    if array.dtype != np.float64:
+        raise TypeError(f"{name!r:.40} holds {array.dtype} where float64 is expected")
+    return array
 
 
 def _checked(value: Any, kind: type) -> Any:
@@ -112,7 +145,7 @@ def _checked(value: Any, kind: type) -> Any:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise TypeError(f"{value!r:.40} where a count is expected")
     return value
 

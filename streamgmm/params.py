@@ -49,7 +49,7 @@ class MixtureParams:
         """Coordinates about the mixture's own mean, scaled by powers of two near its deviations."""
         k, d = self.means.shape
         mean = self.weights @ self.means
-        spread = np.diagonal(self.covariance.dense(k, d), axis1=1, axis2=2) + (self.means - mean) ** 2
+        spread = self.covariance.variances(k, d) + (self.means - mean) ** 2
         variances = self.weights @ spread
         if self.covariance.isotropic:
             variances = np.full(d, variances.max())

@@ -64,10 +64,7 @@ class Summary:
     def deviations(self) -> Floats:
         """(k, d) standard deviations along the features, in the data's units."""
         k, d = self.means.shape
-        covariance = self.params.covariance
-        parts = [covariance] * k if covariance.shared else [type(covariance)(v[None]) for v in covariance.values]
-        # one matrix at a time, and none kept: (k, d, d) would be large where only the variances are stored
-        return np.sqrt([np.diagonal(part.dense(1, d)[0]).copy() for part in parts])
+        return np.sqrt(self.params.covariance.variances(k, d))
 
     def __repr__(self) -> str:
         """The table as text: a line for each component."""

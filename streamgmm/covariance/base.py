@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import numpy as np
+
 from streamgmm.covariance.roots import AbstractRoot
 from streamgmm.linalg import frozen
 from streamgmm.protocols import Booleans, Floats
@@ -54,6 +56,10 @@ class AbstractCovariance(ABC):
         """Covariance matrices (k, d, d)."""
 
     @abstractmethod
+    def variances(self, k: int, d: int) -> Floats:
+        """Their diagonals (k, d)."""
+
+    @abstractmethod
     def scaled(self, scale: Floats) -> Self:
         """The covariances of x * scale; exact for powers of two."""
 
@@ -79,6 +85,15 @@ class AbstractCovariance(ABC):
     @abstractmethod
     def precisions_cholesky(self, k: int, d: int) -> Floats:
         """Upper triangular factors U with U U^T the precision (scikit-learn's convention); 1 / deviation without."""
+
+
+def lost_below(squares: Floats) -> Floats:
+    """The variance below which the difference of a mean square, ``squares``, and the square of a mean is rounding.
+
+    A component that shrinks onto a far row within one step has no better variance to show. It takes this one, and the
+    centred form in the next pass, which sums about its own mean and so knows better.
+    """
+    return 8.0 * np.finfo(np.float64).eps * squares
 
 
 def mean_offsets(stats: SufficientStats, alive: Booleans) -> tuple[Floats, Floats]:

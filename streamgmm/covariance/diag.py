@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from streamgmm.covariance.base import AbstractCovariance, mean_offsets
+from streamgmm.covariance.base import AbstractCovariance, lost_below, mean_offsets
 from streamgmm.covariance.roots import AbstractRoot, AxisRoot
 from streamgmm.linalg import inverse_deviations
 from streamgmm.protocols import Booleans, Floats
@@ -40,6 +40,9 @@ class DiagCovariance(AbstractCovariance):
     def dense(self, k: int, d: int) -> Floats:
         return self.values[:, :, None] * np.eye(d)
 
+    def variances(self, k: int, d: int) -> Floats:
+        return self.values
+
     def scaled(self, scale: Floats) -> Self:
         return type(self)(self.values * scale**2)
 
@@ -52,7 +55,8 @@ class DiagCovariance(AbstractCovariance):
 
     def updated(self, stats: SufficientStats, alive: Booleans, reg_covar: Floats) -> Self:
         mass, offset = mean_offsets(stats, alive)
-        variances = stats.second / mass - offset**2 + reg_covar
+        squares = stats.second / mass
+        variances = np.maximum(squares - offset**2, lost_below(squares)) + reg_covar
         return type(self)(np.where(alive[:, None], variances, self.values))
 
     def precisions(self, k: int, d: int) -> Floats:

@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from streamgmm.covariance.base import AbstractCovariance, mean_offsets
+from streamgmm.covariance.base import AbstractCovariance, lost_below, mean_offsets
 from streamgmm.covariance.roots import AbstractRoot, MatrixRoot
 from streamgmm.linalg import inverse_cholesky
 from streamgmm.protocols import Booleans, Floats
@@ -40,6 +40,9 @@ class FullCovariance(AbstractCovariance):
     def dense(self, k: int, d: int) -> Floats:
         return self.values
 
+    def variances(self, k: int, d: int) -> Floats:
+        return np.diagonal(self.values, axis1=1, axis2=2)
+
     def scaled(self, scale: Floats) -> Self:
         return type(self)(self.values * np.outer(scale, scale))
 
@@ -55,7 +58,13 @@ class FullCovariance(AbstractCovariance):
 
     def updated(self, stats: SufficientStats, alive: Booleans, reg_covar: Floats) -> Self:
         mass, offset = mean_offsets(stats, alive)
-        covariance = unpack(stats.second / mass, len(reg_covar)) - offset[:, :, None] * offset[:, None, :]
+        squares = unpack(stats.second / mass, len(reg_covar))
+        covariance = squares - offset[:, :, None] * offset[:, None, :]
+        floor = lost_below(np.diagonal(squares, axis1=1, axis2=2))
+        lost = np.diagonal(covariance, axis1=1, axis2=2) < floor
+        covariance[lost[:, :, None] | lost[:, None, :]] = 0.0  # what is left of a covariance is rounding too
+        j, i = np.nonzero(lost)
+        covariance[j, i, i] = floor[j, i]
         covariance += np.diag(reg_covar)
         return type(self)(np.where(alive[:, None, None], covariance, self.values))
 

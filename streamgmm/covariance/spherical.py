@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from streamgmm.covariance.base import AbstractCovariance, mean_offsets
+from streamgmm.covariance.base import AbstractCovariance, lost_below, mean_offsets
 from streamgmm.covariance.roots import AbstractRoot, AxisRoot
 from streamgmm.linalg import inverse_deviations
 from streamgmm.protocols import Booleans, Floats
@@ -41,6 +41,9 @@ class SphericalCovariance(AbstractCovariance):
     def dense(self, k: int, d: int) -> Floats:
         return self.values[:, None, None] * np.eye(d)
 
+    def variances(self, k: int, d: int) -> Floats:
+        return np.broadcast_to(self.values[:, None], (k, d))
+
     def scaled(self, scale: Floats) -> Self:
         return type(self)(self.values * scale[0] ** 2)
 
@@ -54,7 +57,8 @@ class SphericalCovariance(AbstractCovariance):
 
     def updated(self, stats: SufficientStats, alive: Booleans, reg_covar: Floats) -> Self:
         mass, offset = mean_offsets(stats, alive)
-        squared_length = stats.second[:, 0] / mass[:, 0] - (offset**2).sum(axis=1)
+        squares = stats.second[:, 0] / mass[:, 0]
+        squared_length = np.maximum(squares - (offset**2).sum(axis=1), lost_below(squares))
         variances = squared_length / len(reg_covar) + reg_covar[0]
         return type(self)(np.where(alive, variances, self.values))
 

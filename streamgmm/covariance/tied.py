@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from streamgmm.covariance.base import AbstractCovariance, mean_offsets
+from streamgmm.covariance.base import AbstractCovariance, lost_below, mean_offsets
 from streamgmm.covariance.roots import AbstractRoot, MatrixRoot
 from streamgmm.linalg import inverse_cholesky
 from streamgmm.protocols import Booleans, Floats
@@ -41,6 +41,9 @@ class TiedCovariance(AbstractCovariance):
     def dense(self, k: int, d: int) -> Floats:
         return np.broadcast_to(self.values, (k, d, d))
 
+    def variances(self, k: int, d: int) -> Floats:
+        return np.broadcast_to(np.diagonal(self.values), (k, d))
+
     def scaled(self, scale: Floats) -> Self:
         return type(self)(self.values * np.outer(scale, scale))
 
@@ -53,7 +56,12 @@ class TiedCovariance(AbstractCovariance):
     def updated(self, stats: SufficientStats, alive: Booleans, reg_covar: Floats) -> Self:
         mass, offset = mean_offsets(stats, alive)
         between = (mass * alive[:, None] * offset).T @ offset
-        within = unpack(stats.common, len(reg_covar)) - 0.5 * (between + between.T)
+        squares = unpack(stats.common, len(reg_covar))
+        within = squares - 0.5 * (between + between.T)
+        floor = lost_below(np.diagonal(squares))
+        lost = np.diagonal(within) < floor
+        within[lost | lost[:, None]] = 0.0  # what is left of a covariance is rounding too
+        within[lost, lost] = floor[lost]
         return type(self)(within / stats.mass.sum() + np.diag(reg_covar))
 
     def precisions(self, k: int, d: int) -> Floats:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, product
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 import zarr
 from zarr.core.sync import sync
@@ -20,8 +19,6 @@ REQUESTS = 32
 
 #: Where the description of an array lies beside its chunks, by the version of the format.
 DESCRIPTIONS = {2: ".zarray", 3: "zarr.json"}
-
-T = TypeVar("T")
 
 #: Chunks that a sentence names.
 MOST_NAMED = 5
@@ -76,23 +73,20 @@ def _absent(array: zarr.Array[Any]) -> Absent:
     shape = array.shards or array.chunks
     grid = [range(-(-size // step)) for size, step in zip(array.shape, shape, strict=True)]
     prefix = f"{array.path}/" if array.path else ""
-    encode = array.metadata.encode_chunk_key
-    keys = sync(_keys(array, prefix))
-    if prefix + DESCRIPTIONS[array.metadata.zarr_format] not in keys:  # what does not show even this is no listing
-        keys = sync(_found(array, [prefix + encode(place) for place in product(*grid)]))
-    held = set()
-    for key in keys:
-        place = tuple(map(int, re.findall(r"\d+", key[len(prefix) :])))
-        in_grid = len(place) == len(grid) and all(number in steps for number, steps in zip(place, grid, strict=True))
-        if in_grid and prefix + encode(place) == key:
-            held.add(place)
+
+    def key(place: tuple[int, ...]) -> str:
+        return prefix + array.metadata.encode_chunk_key(place)
+
+    held = sync(_keys(array, prefix))
+    if prefix + DESCRIPTIONS[array.metadata.zarr_format] not in held:  # what does not show even this is no listing
+        held = sync(_chosen(array.store.exists, map(key, product(*grid))))
     if array.shards is not None:
-        sizes = sync(_sizes(array, [prefix + encode(place) for place in held]))
-        held = {place for place, size in zip(held, sizes, strict=True) if size}
-    total = prod(map(len, grid))
-    first = islice((place for place in product(*grid) if place not in held), MOST_NAMED if len(held) < total else 0)
+        held = sync(_chosen(array.store.getsize, held.intersection(map(key, product(*grid)))))
+    absent = (place for place in product(*grid) if key(place) not in held)
+    first = tuple(islice(absent, MOST_NAMED))
+    count = len(first) + sum(1 for _ in absent)
     unit = "chunk" if array.shards is None else "shard"
-    return Absent(unit, total - len(held), total, tuple(first), int(shape[0]), int(array.shape[0]))
+    return Absent(unit, count, prod(map(len, grid)), first, int(shape[0]), int(array.shape[0]))
 
 
 async def _keys(array: zarr.Array[Any], prefix: str) -> set[str]:
@@ -103,22 +97,12 @@ async def _keys(array: zarr.Array[Any], prefix: str) -> set[str]:
         return set()
 
 
-async def _found(array: zarr.Array[Any], keys: Sequence[str]) -> set[str]:
-    """Those of the keys that the store holds."""
-    found = await _each(array.store.exists, keys)
-    return {key for key, there in zip(keys, found, strict=True) if there}
-
-
-async def _sizes(array: zarr.Array[Any], keys: Sequence[str]) -> list[int]:
-    return await _each(array.store.getsize, keys)
-
-
-async def _each(ask: Callable[[str], Awaitable[T]], keys: Sequence[str]) -> list[T]:
-    """The answer for each key, a few asked for at a time."""
+async def _chosen(ask: Callable[[str], Awaitable[Any]], keys: Iterable[str]) -> set[str]:
+    """The keys for which the answer is not zero or False, a few asked for at a time."""
     limit = asyncio.Semaphore(REQUESTS)
 
-    async def answer(key: str) -> T:
+    async def answer(key: str) -> tuple[str, Any]:
         async with limit:
-            return await ask(key)
+            return key, await ask(key)
 
-    return await asyncio.gather(*map(answer, keys))
+    return {key for key, answered in await asyncio.gather(*map(answer, keys)) if answered}
