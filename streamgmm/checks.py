@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from streamgmm.covariance import STRUCTURES, AbstractCovariance
-from streamgmm.errors import NumericalError, ParameterError
+from streamgmm.errors import NumericalError, ParameterError, shown
 from streamgmm.linalg import WAY_OUT
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Floats
@@ -24,15 +24,26 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
+#: Beyond these float64 cannot square what it must; wider than what a fit refuses, so that what it learned can be loaded.
+LARGEST_MEAN = 1e153
+SMALLEST_VARIANCE = 1e-300
+
+#: Counts beyond this have no meaning anywhere.
+LARGEST_COUNT = 2**53
+
+
 def _whole(least: int) -> Rule:
     return Rule(
         f"a whole number of at least {least}",
-        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and int(v) >= least,
+        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and least <= int(v) <= LARGEST_COUNT,
     )
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < np.inf
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < np.inf
+    except OverflowError:
+        return False
 
 
 def _one_of(*names: str) -> Rule:
@@ -58,7 +69,7 @@ def check_hyper_parameters(values: Mapping[str, Any]) -> None:
     """ParameterError at the first hyper-parameter that breaks its rule."""
     for name, rule in RULES.items():
         if not rule.holds(values[name]):
-            raise ParameterError(f"{name} must be {rule.words}, but it is {values[name]!r}.")
+            raise ParameterError(f"{name} must be {rule.words}, but it is {shown(values[name])}.")
 
 
 def checked_weights(weights: Any, k: int, name: str) -> Floats:
@@ -91,7 +102,7 @@ def checked_mixture(weights: Any, means: Any, covariances: Any, covariance_type:
     """A mixture from arrays; ParameterError where a shape is wrong or a covariance not positive definite."""
     if not RULES["covariance_type"].holds(covariance_type):
         words = RULES["covariance_type"].words
-        raise ParameterError(f"covariance_type must be {words}, but it is {covariance_type!r}.")
+        raise ParameterError(f"covariance_type must be {words}, but it is {shown(covariance_type)}.")
     structure = STRUCTURES[covariance_type]
     means = _numbers(means, "means")
     if means.ndim != 2 or 0 in means.shape:
@@ -103,7 +114,14 @@ def checked_mixture(weights: Any, means: Any, covariances: Any, covariance_type:
         covariance.root(k, d)
     except NumericalError as error:
         raise ParameterError(_without_advice(error)) from error
-    return MixtureParams(checked_weights(weights, k, "weights"), checked_means(means, k, d, "means"), covariance)
+    weights, means = checked_weights(weights, k, "weights"), checked_means(means, k, d, "means")
+    variances = covariance.variances(k, d)
+    if np.abs(means).max() > LARGEST_MEAN or variances.max() > LARGEST_MEAN**2 or variances.min() < SMALLEST_VARIANCE:
+        raise ParameterError(
+            f"means must lie within {LARGEST_MEAN:g} and variances between {SMALLEST_VARIANCE:g} and "
+            f"{LARGEST_MEAN**2:g}, or float64 cannot square them. Rescale the features."
+        )
+    return MixtureParams(weights, means, covariance)
 
 
 def _of_shape(values: Any, shape: tuple[int, ...], name: str) -> Floats:
@@ -117,8 +135,10 @@ def _of_shape(values: Any, shape: tuple[int, ...], name: str) -> Floats:
 
 def _numbers(values: Any, name: str) -> Floats:
     try:
+        if np.asarray(values).dtype.kind == "c":
+            raise TypeError("they are complex")
         return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ParameterError(f"{name} must be real numbers: {error}.") from error
 
 

@@ -59,6 +59,15 @@ class RegularisationWarning(UserWarning):
     """reg_covar is not small against the variance of a feature, so it shapes the result."""
 
 
+def shown(value: object) -> str:
+    """A value in the words of a sentence: its representation, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # numbers of thousands of digits have none, and foreign objects may do what they like
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def warn(message: str, kind: type[Warning]) -> None:
     """Warn at the line of the caller's own code that called into this package."""
     here = str(Path(__file__).parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,13 +14,22 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from streamgmm import files, interop
 from streamgmm.checks import check_hyper_parameters, checked_mixture
 from streamgmm.covariance import STRUCTURES
-from streamgmm.errors import DataError, DataTypeError, DegenerateComponentWarning, FileFormatError, warn
+from streamgmm.errors import (
+    DataError,
+    DataTypeError,
+    DegenerateComponentWarning,
+    FileFormatError,
+    MemoryPlanError,
+    ParameterError,
+    shown,
+    warn,
+)
 from streamgmm.executors import executor_for, memory_scheduler, single_blas_thread
 from streamgmm.fitting import DEFAULT_TOL, Fit, Log, Settings, fit, fit_plan, pass_plan, sample_size
 from streamgmm.kernel import prepare
 from streamgmm.learned import Learned, Model
 from streamgmm.params import MixtureParams
-from streamgmm.plan import Plan
+from streamgmm.plan import Plan, machine_bytes
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
 from streamgmm.protocols import Source
 from streamgmm.sources import is_lazy, is_store, open_source, with_weights
@@ -165,7 +175,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def plan(self, X: Any) -> Plan:
         """What a pass over X would read and how much memory it would take. Reads no row; MemoryPlanError as in fit."""
         settings = Settings.of(self.get_params(deep=False))
-        source = open_source(X if is_store(X) or is_lazy(X) else np.asarray(X))
+        source = open_source(X if is_store(X) or is_lazy(X) else _array(X))
         with executor_for(source) as executor:
             return fit_plan(source, executor, settings, sample_size(source, settings))
 
@@ -179,7 +189,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             if reset:
                 self.__dict__.pop("feature_names_in_", None)
         else:
-            if np.ma.is_masked(X):
+            if isinstance(X, np.ma.MaskedArray) and X.dtype.names is None and np.ma.is_masked(X):
                 raise DataTypeError(
                     "The array is masked, and some of its values are. Fill them in, or drop those rows."
                 )
@@ -245,7 +255,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if not learned.converged and self.max_iter > 0:
             warn(
                 f"The fit did not converge in {self.max_iter} passes: {_last_change(learned.lower_bounds)}, and "
-                f"tol={DEFAULT_TOL if self.tol is None else self.tol:g}. Raise max_iter or tol, try another "
+                f"tol={DEFAULT_TOL if self.tol is None else float(self.tol):g}. Raise max_iter or tol, try another "
                 "start, or check for degenerate data.",
                 ConvergenceWarning,
             )
@@ -282,10 +292,14 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
         """n_samples rows (n, d) drawn from the mixture, component by component, and their labels (n,)."""
         check_is_fitted(self, "weights_")
-        if n_samples < 1:
-            raise DataError(f"n_samples must be at least 1, but it is {n_samples}.")
+        if isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ParameterError(f"n_samples must be a whole number of at least 1, but it is {shown(n_samples)}.")
         params = self._params()
         k, d = params.means.shape
+        if 2 * 8 * n_samples * d > machine_bytes():
+            raise MemoryPlanError(
+                f"{shown(n_samples)} rows of {d} features do not fit into this machine's memory. Draw them in parts."
+            )
         rng = stream(draw_seed(self.random_state), Purpose.SAMPLES)
         labels = np.repeat(np.arange(k), rng.multinomial(n_samples, params.weights / params.weights.sum()))
         rows = rng.standard_normal((n_samples, d))
@@ -412,13 +426,21 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
 def load(path: str | Path) -> GaussianMixture:
     """The model saved at ``path``. FileFormatError where the file is damaged, foreign or from a newer version."""
+    contents = files.read(path, "model")
     name = Path(path).name
-    model = Model.of(files.read(path, "model"), name)
+    model = Model.of(contents, name)
     try:
         check_hyper_parameters({**GaussianMixture().get_params(deep=False), **model.settings})
         return GaussianMixture._of(model)
     except (TypeError, ValueError) as error:
         raise FileFormatError(f"{name} does not describe a mixture ({error}). Take a backup, or fit again.") from error
+
+
+def _array(X: Any) -> Any:
+    try:
+        return np.asarray(X)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The rows given are no array: {error}.") from error
 
 
 def _last_change(lower_bounds: tuple[float, ...]) -> str:

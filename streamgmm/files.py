@@ -219,5 +219,5 @@ def _seal(header: Mapping[str, Any]) -> str:
 
 def _digest(array: np.ndarray[Any, Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(array.reshape(-1).view(np.uint8))  # no copy of what may be large
+    digest.update(array.reshape(-1).view(np.uint8).data)  # no copy of what may be large
     return digest.hexdigest()

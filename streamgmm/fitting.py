@@ -54,11 +54,15 @@ class Settings:
     def of(cls, values: Mapping[str, Any]) -> Settings:
         """From the estimator's parameters; ParameterError at the first that has no meaning."""
         check_hyper_parameters(values)
-        same = ("n_components", "reg_covar", "max_iter", "n_init", "init_params")
-        given = ("weights_init", "means_init", "precisions_init")
-        tol = DEFAULT_TOL if values["tol"] is None else values["tol"]
-        structure = STRUCTURES[values["covariance_type"]]
-        return cls(structure=structure, tol=tol, **{name: values[name] for name in same + given})
+        return cls(
+            structure=STRUCTURES[values["covariance_type"]],
+            tol=DEFAULT_TOL if values["tol"] is None else float(values["tol"]),
+            reg_covar=float(values["reg_covar"]),
+            n_components=int(values["n_components"]),
+            max_iter=int(values["max_iter"]),
+            n_init=int(values["n_init"]),
+            **{name: values[name] for name in ("init_params", "weights_init", "means_init", "precisions_init")},
+        )
 
 
 @dataclass

@@ -54,9 +54,9 @@ class Model:
     feature_names: tuple[str, ...] = ()
 
     def contents(self) -> Contents:
-        """The same as arrays and plain values. ParameterError where a hyper-parameter has no meaning: ``of`` refuses it.
+        """The same as arrays and plain values; settings must have all hyper-parameters here.
 
-        settings must have all hyper-parameters here.
+        Raises ParameterError where one of them has no meaning, so that nothing is saved that cannot be loaded.
         """
         check_hyper_parameters(self.settings)
         draw_seed(self.settings["random_state"])  # whether one can be drawn
@@ -125,7 +125,7 @@ def _start(values: Any, name: str) -> Floats:
     """A given start as it is saved; ParameterError where it is not made of finite numbers."""
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ParameterError(f"{name} must be real numbers: {error}.") from error
     if not np.isfinite(array).all():
         raise ParameterError(f"{name} must be finite, but it holds NaN or an infinity.")

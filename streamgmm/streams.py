@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from streamgmm.errors import ParameterError
+from streamgmm.errors import ParameterError, shown
 
 
 class Purpose(IntEnum):
@@ -32,7 +32,7 @@ def draw_seed(random_state: Any) -> int:
     else:
         raise ParameterError(
             f"random_state must be None, a non-negative integer, a numpy RandomState or a numpy Generator, but it is "
-            f"{random_state!r}."
+            f"{shown(random_state)}."
         )
     return sum(int(word) << (32 * i) for i, word in enumerate(words))
 

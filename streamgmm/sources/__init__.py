@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 import zarr
 
-from streamgmm.errors import DataError, DataTypeError, ParameterError
+from streamgmm.errors import DataError, DataTypeError, ParameterError, shown
 from streamgmm.protocols import Source
 from streamgmm.sources.dask_array import DaskSource
 from streamgmm.sources.memory import MemorySource
@@ -123,8 +123,8 @@ CHOICES = {"nan_policy": ("raise", "omit"), "missing_chunks": ("refuse", "fill")
 def _chosen(name: str, value: Any) -> bool:
     """Whether ``value`` is the other choice. ParameterError where it is none of the two."""
     careful, other = CHOICES[name]
-    if value not in (careful, other):
-        raise ParameterError(f"{name} must be {careful!r} or {other!r}, but it is {value!r}.")
+    if not isinstance(value, str) or value not in (careful, other):
+        raise ParameterError(f"{name} must be {careful!r} or {other!r}, but it is {shown(value)}.")
     return bool(value == other)
 
 

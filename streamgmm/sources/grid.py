@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from numbers import Integral
 
-from streamgmm.errors import ParameterError
+from streamgmm.errors import ParameterError, shown
 
 #: Bytes of float64 rows that a canonical block aims at where rows come from a store.
 STORE_BLOCK_BYTES = 32 * 2**20
@@ -27,7 +27,9 @@ def checked_block_rows(block_rows: int | None, grid_rows: int, n_features: int, 
     if block_rows is None:
         return canonical_block_rows(grid_rows, n_features, target_bytes)
     if isinstance(block_rows, bool) or not isinstance(block_rows, Integral) or block_rows < 1:
-        raise ParameterError(f"block_rows must be a positive whole number of rows or None, but it is {block_rows!r}.")
+        raise ParameterError(
+            f"block_rows must be a positive whole number of rows or None, but it is {shown(block_rows)}."
+        )
     return int(block_rows)
 
 

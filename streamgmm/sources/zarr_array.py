@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -123,6 +124,8 @@ class ZarrSource:
         packed and not to be decoded; SourceError where chunks are missing that may not be filled.
         """
         name = _name_of(array)
+        if not all(array.shards or array.chunks):
+            raise SourceError(f"{name} has chunks {array.chunks} of nothing: its metadata are damaged. Write it anew.")
         require_real_rows(array.shape, array.dtype, name, column=column, stored=True)
         size = checked_block_rows(block_rows, _grid(array)[0], n_columns(array.shape), STORE_BLOCK_BYTES)
         dtype, form = np.dtype(array.dtype), array.metadata.zarr_format
@@ -205,15 +208,20 @@ def pick_array(node: zarr.Array[Any] | zarr.Group, array: str | None) -> zarr.Ar
         if array is not None:
             raise SourceError(f"{_name_of(node)} is an array, not a group, so array={array!r} names nothing in it.")
         return node
-    held = sorted(name for name, _ in node.arrays())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # files in the folder that are no part of the group
+            held = sorted(name for name, _ in node.arrays())
+            found = None if array is None else node.get(array)
+    except Exception as error:  # damaged metadata raise whatever comes first
+        raise SourceError(
+            f"A member of the zarr group cannot be opened ({type(error).__name__}: {error}). Its metadata are damaged: "
+            "mend or remove it, or open the array by its own path."
+        ) from error
     if array is None:
         raise SourceError(
             f"This zarr store is a group of arrays {held}. Say which one with array=NAME, or by its own path."
         )
-    try:
-        found = node[array]
-    except KeyError:
-        found = None
     if not isinstance(found, zarr.Array):
         raise SourceError(f"The zarr group has no array {array!r}; it holds {held}.")
     return found
