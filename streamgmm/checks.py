@@ -24,7 +24,7 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-#: Beyond these float64 cannot square what it must; wider than what a fit refuses, so that what it learned can be loaded.
+#: Beyond these float64 cannot square what it must. Wider than what a fit refuses: what it learned can be loaded.
 LARGEST_MEAN = 1e153
 SMALLEST_VARIANCE = 1e-300
 

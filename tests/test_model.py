@@ -60,7 +60,7 @@ def test_samples_follow_random_state() -> None:
     model = fitted()
     np.testing.assert_array_equal(model.sample(10)[0], model.sample(10)[0])
     assert not np.array_equal(model.sample(10)[0], model.set_params(random_state=1).sample(10)[0])
-    with pytest.raises(ParameterError, match="n_samples must be at least 1, but it is 0"):
+    with pytest.raises(ParameterError, match="n_samples must be a whole number of at least 1, but it is 0"):
         model.sample(0)
 
 
