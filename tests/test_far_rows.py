@@ -102,3 +102,24 @@ def test_one_far_row_brings_no_component_into_the_slow_form(kind: str, size: flo
     pilot = take_pilot(open_source(rows), SerialExecutor(), np.arange(0, 5_000, 2))
     frame = pilot.frame(isotropic=STRUCTURES[kind].isotropic)
     assert len(prepare(model._params(), frame).centred) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e12, 1e16])
+def test_a_component_that_shrinks_onto_a_far_row_goes_on(kind: str, size: float) -> None:
+    """Its variance is lost in the squares of that step: it is no less than nothing, and known again one pass later."""
+    glitch = np.array([[size / 3.0, 0.0, 0.0]])
+    rows = np.concatenate([blobs(3_000), np.repeat(glitch, 7, axis=0)])
+    weights = np.concatenate([np.ones(3_000), np.full(7, 0.1)])  # sums that are no whole numbers, so that they round
+    start = given_start(kind)
+    start["means_init"] = np.concatenate([start["means_init"][:2], 0.9 * glitch])
+    if kind != "tied":
+        start["precisions_init"][2] *= 40.0 / size**2  # wide enough for the fast form, which has to square the glitch
+    model = GaussianMixture(3, covariance_type=kind, max_iter=500, **start).fit(rows, sample_weight=weights)
+    assert model.converged_
+    alone = int(np.argmax(model.means_[:, 0]))
+    np.testing.assert_allclose(model.means_[alone], glitch[0], rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(model.weights_[alone], 0.7 / weights.sum(), rtol=1e-6)
+    if kind != "tied":
+        variances = model._params().covariance.variances(3, 3)[alone]
+        np.testing.assert_allclose(variances, model.reg_covar, rtol=1e-6)
