@@ -164,7 +164,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, X: Any, sample_weight: Any) -> Fit:
         settings = Settings.of(self.get_params(deep=False))
-        log = Log(self.verbose, self.verbose_interval, self.max_iter)
+        log = Log(int(self.verbose), int(self.verbose_interval), int(self.max_iter))
         last = self._params() if self.warm_start and hasattr(self, "weights_") else None
         seed = draw_seed(self.random_state)
         source = self._open(X, sample_weight, reset=True)
@@ -224,7 +224,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.weights_, self.means_ = params.weights.copy(), params.means.copy()
         self.covariances_ = params.covariance.values.copy()
         self.precisions_ = params.covariance.precisions(k, d)
-        self.precisions_cholesky_ = params.covariance.precisions_cholesky(k, d)
+        self.precisions_cholesky_ = np.array(params.covariance.precisions_cholesky(k, d), order="C")
         self.converged_, self.n_iter_, self.n_passes_ = learned.converged, learned.n_iter, learned.n_passes
         self.lower_bound_, self.lower_bounds_ = learned.lower_bound, list(learned.lower_bounds)
         self.n_rows_, self.n_skipped_ = learned.n_rows, learned.n_skipped

@@ -85,7 +85,7 @@ class Log:
             print(line)
 
     def report(self, record: PassRecord) -> None:
-        """A line for a pass; the last one is printed always."""
+        """A line for a pass; one in which a start converges, and the last one, are printed always."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         logger.info("%s  %.2f s", record, seconds)
