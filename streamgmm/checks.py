@@ -60,7 +60,9 @@ RULES: dict[str, Rule] = {
     "init_params": _one_of("auto", "kmeans", "k-means++", "random", "random_from_data"),
     "solver": _one_of("auto", "em"),
     "warm_start": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
-    "verbose": Rule("a whole number of at least 0", lambda v: isinstance(v, (Integral, np.bool_)) and int(v) >= 0),
+    "verbose": Rule(
+        "a whole number of at least 0", lambda v: isinstance(v, (Integral, np.bool_)) and 0 <= int(v) <= LARGEST_COUNT
+    ),
     "verbose_interval": _whole(1),
 }
 

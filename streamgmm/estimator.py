@@ -212,7 +212,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
         except TypeError as error:
             raise DataTypeError(str(error)) from error
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise DataError(str(error)) from error
 
     def _learn(self, learned: Learned) -> None:
@@ -439,7 +439,7 @@ def load(path: str | Path) -> GaussianMixture:
 def _array(X: Any) -> Any:
     try:
         return np.asarray(X)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"The rows given are no array: {error}.") from error
 
 

@@ -44,6 +44,9 @@ LARGEST = float(np.finfo(np.float64).max)
 #: A log density below this has lost what tells components apart to rounding: eps times it is 2e-4.
 FAR = -1e12
 
+#: Far rows that are looked at together: so few that they take no memory beside that of a tile.
+FAR_ROWS = 64
+
 #: Variances in z, where the data's own are about one, that count as zero.
 LEAST_VARIANCE = 1e-200
 
@@ -299,12 +302,13 @@ def responsibilities(scorer: Scorer, tile: Tile, joint: Floats) -> Floats:
     log_joint(scorer, tile, joint)
     top: Floats = joint.max(axis=0)
     far = np.flatnonzero(~(top > FAR))
-    if len(far):
-        top[far] = np.nan_to_num(top[far], nan=-np.inf, neginf=-np.inf)
-        best = np.nan_to_num(joint[:, far], nan=-np.inf, neginf=-np.inf).argmax(axis=0)
-        z = tile.features[1 : 1 + len(scorer.reach), far]
-        for k in np.unique(best):
-            joint[:, far[best == k]] = _far_log_joint(scorer, int(k), z[:, best == k])
+    top[far] = np.nan_to_num(top[far], nan=-np.inf, neginf=-np.inf)
+    for start in range(0, len(far), FAR_ROWS):
+        part = far[start : start + FAR_ROWS]
+        z = tile.features[1 : 1 + len(scorer.reach), part]
+        nearest = np.nan_to_num(joint[:, part], nan=-np.inf, neginf=-np.inf).argmax(axis=0)
+        for k in np.unique(nearest):
+            joint[:, part[nearest == k]] = _far_log_joint(scorer, int(k), z[:, nearest == k])
     largest = top.copy()
     largest[far] = 0.0
     joint -= largest
@@ -330,15 +334,15 @@ def _far_log_joint(scorer: Scorer, near: int, z: Floats) -> Floats:
     """
     v = z - scorer.offsets[near][:, None]
     size = np.abs(v).max(axis=0)
-    apart = scorer.offsets - scorer.offsets[near]
-    whitened = [scorer.root.whiten(k, v / size) for k in range(scorer.n_components)]
-    ways = [scorer.root.whiten(k, way[:, None]) for k, way in enumerate(apart)]
-    square = np.stack([_squared_length(u) for u in whitened])
+    square, slope = np.empty((2, scorer.n_components, z.shape[1]))
+    constants = scorer.constants.copy()
+    for k, apart in enumerate(scorer.offsets - scorer.offsets[near]):
+        whitened, way = scorer.root.whiten(k, v / size), scorer.root.whiten(k, apart[:, None])
+        square[k], slope[k] = _squared_length(whitened), (way * whitened).sum(axis=0)
+        constants[k] -= 0.5 * (way**2).sum()
     square[np.isneginf(scorer.constants)] = np.inf  # a component without weight is nowhere the nearest
-    slope = np.stack([(way * u).sum(axis=0) for way, u in zip(ways, whitened, strict=True)])
     slope -= 0.5 * size * (square - square.min(axis=0))
     slope -= slope.max(axis=0)
-    constants = scorer.constants - 0.5 * np.concatenate([_squared_length(way) for way in ways])
     joint = np.maximum(constants, -LARGEST)[:, None] + size * slope
     return np.asarray(joint - joint.max(axis=0))
 

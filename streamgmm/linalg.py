@@ -26,7 +26,7 @@ def inverse_cholesky(matrix: Floats, name: str) -> Floats:
     """
     require_finite(matrix, name)
     scale = power_of_two(np.sqrt(np.abs(np.diagonal(matrix))))
-    scaled = matrix * np.outer(scale, scale)
+    scaled = matrix * scale[:, None] * scale  # one after the other: the product of two may overflow
     factor, info = lapack.dpotrf(scaled, lower=1, clean=1)
     if info == 0:
         inverse, info = lapack.dtrtri(factor, lower=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import re
 import signal
 import threading
@@ -13,17 +12,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 import threadpoolctl
-import zarr
 from clusters import (
     blas_threads,
     held,
-    leaf,
     local_cluster,
     readers,
     two_blas_threads,
@@ -37,7 +33,6 @@ from sklearn.exceptions import ConvergenceWarning
 
 from streamgmm import GaussianMixture, open_source
 from streamgmm.errors import ClusterError, DataError, SchedulerError
-from streamgmm.executors.graph import reduction
 
 ROWS = np.random.default_rng(9).normal(size=(3_700, 4))
 
@@ -205,16 +200,3 @@ def test_tasks_have_names_that_can_be_read(client, tmp_path):
         client.cluster.scheduler.remove_plugin("names-of-tasks")
     assert {"estep", "merge"} <= names.seen
     assert all(re.fullmatch("[a-z]+", name) for name in names.seen), names.seen
-
-
-def test_the_graph_of_a_large_pass_is_small(tmp_path):
-    """k = 64 in d = 60 and 4,000 tasks: dask warns of graphs above 10 MB."""
-    rows = zarr.create_array(str(tmp_path / "rows"), shape=(4_000_000, 60), dtype="f4", chunks=(1_000, 60))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no chunk was written
-        source = open_source(rows, block_rows=1_000)
-    assert len(source.blocks()) == 4_000
-    shared = np.random.default_rng(0).normal(size=(64, 1 + 60 + 1830))
-    work = reduction(leaf, shared, source.blocks(), {}, 1, guarded=True)
-    assert len(cloudpickle.dumps(work.graph)) < 10_000_000
-    assert len(pickle.dumps(shared)) > 900_000

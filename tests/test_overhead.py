@@ -55,11 +55,10 @@ def many_chunks(tmp_path_factory: pytest.TempPathFactory) -> zarr.Array[Any]:
 
 def opened(array: zarr.Array[Any], kind: str) -> Any:
     """A source of as many blocks as the store has chunks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the chunks are not there
-        if kind == "weighted":
-            return with_weights(open_source(array, block_rows=50), da.ones(array.shape[0], chunks=50))
-        return open_source(array, block_rows=50) if kind == "zarr" else open_source(da.from_zarr(array))
+    if kind == "dask":
+        return open_source(da.from_zarr(array))
+    source = open_source(array, block_rows=50, missing_chunks="fill")
+    return with_weights(source, da.ones(array.shape[0], chunks=50)) if kind == "weighted" else source
 
 
 # -- few tasks ---------------------------------------------------------------------------------------------------------

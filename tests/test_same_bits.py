@@ -357,7 +357,7 @@ def test_millions_of_rows_wherever_they_are_and_however_they_are_chunked(where, 
 
 @pytest.mark.long
 def test_millions_of_rows_whatever_the_environment_s_blas_threads(long_stores, long_reference):
-    places = dict.fromkeys((None, "1", "2"), [*PLACES[3:5], (2, 1, True)])
+    places = {threads: [*PLACES[3:5], (2, 1, True)] for threads in (None, "1", "2")}
     said = in_environments(long_stores[2], LONG_BLOCK_ROWS, places, n_components=3)
     assert {digest for found in said.values() for digest in found["hashes"]} == {long_reference}
     assert_one_thread_inside(said)
