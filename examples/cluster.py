@@ -4,9 +4,10 @@ Shows that what a fit holds depends on the size of a chunk and not on that of th
 are fitted and labelled by two workers of 350 MB each, with the same call that would run on threads. Dask's report of
 what the workers did is written beside the results: open it in a browser and look for the tasks `estep` and `merge`.
 
-    python examples/cluster.py DIRECTORY
+    python examples/cluster.py DIRECTORY [ROWS]
 
-Needs bokeh, which dask draws its report with (pip install "streamgmm[dashboard]"). Takes about a minute.
+Needs bokeh, which dask draws its report with (pip install "streamgmm[dashboard]"). Takes about a minute; fewer rows than
+the 12,500,000 take less, and show less.
 """
 
 import sys
@@ -23,13 +24,13 @@ ROWS, FEATURES, COMPONENTS, CHUNK_ROWS = 12_500_000, 8, 3, 62_500
 WORKERS, MEMORY_LIMIT = 2, "350MB"
 
 
-def write(path, truth):
+def write(path, truth, n_rows):
     """Rows of a known mixture, written chunk by chunk."""
     array = zarr.create_array(
-        path, shape=(ROWS, FEATURES), chunks=(CHUNK_ROWS, FEATURES), dtype="float64", overwrite=True
+        path, shape=(n_rows, FEATURES), chunks=(CHUNK_ROWS, FEATURES), dtype="float64", overwrite=True
     )
     start = 0
-    for rows, _ in truth.chunks(ROWS, CHUNK_ROWS, seed=0):
+    for rows, _ in truth.chunks(n_rows, CHUNK_ROWS, seed=0):
         array[start : start + len(rows)] = rows
         start += len(rows)
     return array
@@ -42,10 +43,10 @@ def peak_bytes():
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
-def main(directory):
+def main(directory, n_rows):
     directory.mkdir(parents=True, exist_ok=True)
     truth = random_mixture(COMPONENTS, FEATURES, 4.0, 0)
-    rows = write(directory / "rows.zarr", truth)
+    rows = write(directory / "rows.zarr", truth, n_rows)
     options = {"n_workers": WORKERS, "threads_per_worker": 1, "memory_limit": MEMORY_LIMIT}
     with (
         LocalCluster(**options, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
@@ -67,6 +68,6 @@ def main(directory):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("Say where to write: python examples/cluster.py DIRECTORY")
-    main(Path(sys.argv[1]))
+    if len(sys.argv) not in (2, 3):
+        sys.exit("Say where to write: python examples/cluster.py DIRECTORY [ROWS]")
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) == 3 else ROWS)

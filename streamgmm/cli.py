@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -49,7 +50,7 @@ MissingChunks = Annotated[
 Decode = Annotated[
     str, typer.Option(help="refuse: packed values are an error. cf: apply scale_factor, add_offset and _FillValue.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="The same seed and the same rows give the same model.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed and the same rows give the same model.")]
 
 
 def main() -> None:
@@ -167,9 +168,13 @@ def predict(
         source = open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
         labels = streamgmm.load(model).predict(source)
         with _bar("predicting", labels.shape[0]) as written:
-            write_rows(labels, output, overwrite=overwrite, written=written)
+            stored = write_rows(labels, output, overwrite=overwrite, written=written)
         chunks = f"{labels.numblocks[0]:,} chunk{'s' * (labels.numblocks[0] != 1)}"
         typer.echo(f"{output}: {labels.shape[0]:,} labels {labels.dtype} in {chunks} of {labels.chunks[0][0]:,}")
+        if nan_policy == "omit":
+            step = labels.chunks[0][0]
+            left_out = sum(int((np.asarray(stored[i : i + step]) < 0).sum()) for i in range(0, labels.shape[0], step))
+            typer.echo(f"{left_out:,} rows have NaN and the label -1")
 
 
 @app.command()
@@ -186,7 +191,7 @@ def info(
     Example: streamgmm info model.sgmm
     """
     with _plain_speech():
-        if Path(path).is_file() and not path.endswith(".zip"):
+        if Path(path).is_file():
             typer.echo(f"{path}: {streamgmm.load(path).describe()}")
         else:
             source = open_source(path, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
@@ -225,7 +230,8 @@ def _sentence(error: Exception) -> str:
     """An error in the words of the command line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    return ADVICE.sub(lambda found: f"--{found[2].replace('_', '-')} {found[4]}", _one_line(str(error)))
+    text = ADVICE.sub(lambda found: f"--{found[2].replace('_', '-')} {found[4]}", _one_line(str(error)))
+    return re.sub(r"^[a-z]+(_[a-z]+)+(?= must be )", lambda found: f"--{found[0].replace('_', '-')}", text)
 
 
 def _one_line(text: str) -> str:

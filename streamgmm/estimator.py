@@ -32,7 +32,7 @@ from streamgmm.params import MixtureParams
 from streamgmm.plan import Plan, machine_bytes
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
 from streamgmm.protocols import Source
-from streamgmm.sources import is_lazy, is_store, open_source, with_weights
+from streamgmm.sources import is_lazy, is_store, open_source, require_unmasked, with_weights
 from streamgmm.streams import Purpose, draw_seed, stream
 from streamgmm.summary import Summary
 
@@ -144,11 +144,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         The work runs where dask is set to run, with the same bits everywhere: a client's cluster, processes, threads,
         or the calling thread. Rows in memory stay on threads of this process.
 
-        Raises DataError (a ValueError) for rows that cannot be learned from, ParameterError for hyper-parameters
-        without meaning, NumericalError where a covariance degenerates, SourceError where a store cannot be read,
-        MemoryPlanError where the work would not fit, SchedulerError where dask is set to a scheduler that cannot be
-        used, and ClusterError where the processes that work are gone or stand still. Warns with
-        ConvergenceWarning where ``max_iter`` ended the fit.
+        Raises DataError (a ValueError) for rows that cannot be learned from, DataTypeError (a TypeError) where they
+        are no real numbers, ParameterError for hyper-parameters without meaning, NumericalError where a covariance
+        degenerates, SourceError where a store cannot be read, MemoryPlanError where the work would not fit,
+        SchedulerError where dask is set to a scheduler that cannot be used, and ClusterError where the processes that
+        work are gone or stand still. Warns with ConvergenceWarning where ``max_iter`` ended the fit.
         """
         before = dict(self.__dict__)
         try:
@@ -189,10 +189,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             if reset:
                 self.__dict__.pop("feature_names_in_", None)
         else:
-            if isinstance(X, np.ma.MaskedArray) and X.dtype.names is None and np.ma.is_masked(X):
-                raise DataTypeError(
-                    "The array is masked, and some of its values are. Fill them in, or drop those rows."
-                )
+            require_unmasked(X, "the array")
             X = self._validated(X, reset=reset)
         source = open_source(X)
         if reset:
@@ -332,7 +329,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 executor = executor.sized(plan.blocks_per_task)
             totals = executor.map_reduce(total_block, prepare(params, params.frame()), source.blocks(), source.graph)
         if not totals.weight > 0:
-            raise DataError(f"All rows of {source.name} have weight zero. At least one must count for something.")
+            raise DataError(
+                f"All rows of {source.name} have weight zero, or NaN and are left out. At least one must count."
+            )
         return totals.log_likelihood, totals.weight
 
     def _params(self) -> MixtureParams:
@@ -414,12 +413,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         words = super().__repr__(N_CHAR_MAX)
-        return f"{words}\n{self.describe()}" if hasattr(self, "weights_") else words
+        return f"{words}\n{self.describe()}" if hasattr(self, "_fitted_type") else words
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         """What notebooks show: scikit-learn's diagram of the parameters, and below it the components."""
         bundle: dict[str, str] = super()._repr_mimebundle_(**kwargs)
-        if "text/html" in bundle and hasattr(self, "weights_"):
+        if "text/html" in bundle and hasattr(self, "_fitted_type"):
             bundle["text/html"] += self.describe()._repr_html_()
         return bundle
 

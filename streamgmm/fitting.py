@@ -33,6 +33,8 @@ logger = logging.getLogger("streamgmm")
 DEFAULT_TOL = 1e-3
 SMALLEST_SAMPLE = 20_000
 LARGEST_SAMPLE_BYTES = 64 * 2**20
+#: Rows that are drawn at most where only a few of them count.
+MOST_DRAWN = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,7 @@ class Log:
             print(line)
 
     def report(self, record: PassRecord) -> None:
-        """A line for a pass; one in which a start converges, and the last one, are printed always."""
+        """A line for a pass; one whose best start converges, and the last one, are printed always."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         logger.info("%s  %.2f s", record, seconds)
@@ -115,7 +117,7 @@ def fit(
         for line in (str(plan), *plan.remarks):
             log.say(line)
         executor = executor.sized(plan.blocks_per_task)
-        pilot = take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, size))
+        pilot, n_pilots = _pilot(source, executor, sample_weight, seed, size, log)
         _tell_skipped(pilot, source, settings, log)
         _warn_regularisation(pilot, settings.reg_covar)
         result = _solve(source, executor, pilot, settings, _starts(pilot, settings, seed, last, log), log)
@@ -124,7 +126,7 @@ def fit(
         result.params,
         converged=result.converged,
         n_iter=len(result.lower_bounds),
-        n_passes=result.n_passes + 1 + (opened.name in opened.uncounted),
+        n_passes=result.n_passes + n_pilots + (opened.name in opened.uncounted),
         lower_bounds=result.lower_bounds,
         n_rows=pilot.n_rows,
         n_skipped=pilot.n_skipped,
@@ -217,8 +219,8 @@ def _starts(pilot: Pilot, settings: Settings, seed: int, last: MixtureParams | N
     if len(pilot.sample) < k:
         raise DataError(
             f"Only {len(pilot.sample)} of the rows that were drawn for the start have a weight above zero and no NaN, "
-            f"but n_components={k}. Give sample_weight as an array in memory, so that rows are drawn among those that "
-            "count, or give weights_init, means_init and precisions_init."
+            f"but n_components={k}. Leave the rows that do not count out of the store, or give weights_init, "
+            "means_init and precisions_init."
         )
     log.say(f"seeking {settings.n_init} start(s) on a sample of {len(pilot.sample):,} rows", printed=False)
     return [
@@ -269,6 +271,21 @@ def _same_shape(last: MixtureParams, structure: type[AbstractCovariance], k: int
     return last
 
 
+def _pilot(source: Source, executor: Executor, sample_weight: Any, seed: int, size: int, log: Log) -> tuple[Pilot, int]:
+    """The pilot, and how many reads it took: two where most of the rows drawn for the sample did not count."""
+    drawn = _sample_rows(source.n_rows, sample_weight, seed, size)
+    pilot = take_pilot(source, executor, drawn)
+    found = len(pilot.sample)
+    more = min(source.n_rows, MOST_DRAWN, size * len(drawn) // max(found, 1))
+    if found >= len(drawn) / 2 or more <= len(drawn):
+        return pilot, 1
+    log.say(
+        f"{found:,} of the {len(drawn):,} rows drawn for the start count, the others have weight zero or NaN: one more "
+        f"read draws {more:,}"
+    )
+    return take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, more)), 2
+
+
 def _tell_skipped(pilot: Pilot, source: Source, settings: Settings, log: Log) -> None:
     """How many rows were left out; DataError where too few are left."""
     if pilot.n_skipped:
@@ -291,10 +308,7 @@ def _warn_regularisation(pilot: Pilot, reg_covar: float) -> None:
 
 
 def _sample_rows(n_rows: int, sample_weight: Any, seed: int, size: int) -> Integers:
-    """Rising numbers of the rows of the sample, drawn among those that count for something.
-
-    Weights that are not in memory are not loaded for that: the sample then loses the rows that have weight zero.
-    """
+    """Rising numbers of ``size`` rows, drawn among those that count where the weights are in memory."""
     if sample_weight is None or is_store(sample_weight):
         return sample_index(seed, n_rows, size)
     above_zero = np.flatnonzero(np.asarray(sample_weight, dtype=np.float64))

@@ -33,11 +33,12 @@ def from_sklearn(model: Any) -> Model:
     check_is_fitted(model)
     covariances = _mirrored(model.covariances_, model.covariance_type)
     params = checked_mixture(model.weights_, model.means_, covariances, model.covariance_type)
+    bounds = getattr(model, "lower_bounds_", [model.lower_bound_])  # scikit-learn 1.6 keeps the last one only
     learned = Learned(
         params,
         converged=bool(model.converged_),
         n_iter=int(model.n_iter_),
-        lower_bounds=tuple(map(float, getattr(model, "lower_bounds_", [model.lower_bound_]))),
+        lower_bounds=tuple(float(bound) for bound in bounds if np.isfinite(bound)),
     )
     settings = {name: getattr(model, name) for name in (*SHARED, "tol", "init_params")}
     return Model(learned, settings, tuple(map(str, getattr(model, "feature_names_in_", ()))))

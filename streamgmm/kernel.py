@@ -189,9 +189,11 @@ def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *
         counts = weights[:filled] if weighted else None
         skipped = _rows_with_nan(z) if block.omits_nan else None
         if skipped is not None:
-            z[:, skipped] = 0.0
+            z[np.isnan(z)] = 0.0  # an infinity beside it is refused all the same
             counts = np.where(skipped, 0.0, 1.0 if counts is None else counts)
         _require_finite(z, block, row)
+        if skipped is not None:
+            z[:, skipped] = 0.0
         if weighted:
             z[:, weights[:filled] == 0] = 0.0  # a row that counts for nothing must not overflow either
         if products:
@@ -306,7 +308,7 @@ def responsibilities(scorer: Scorer, tile: Tile, joint: Floats) -> Floats:
     for start in range(0, len(far), FAR_ROWS):
         part = far[start : start + FAR_ROWS]
         z = tile.features[1 : 1 + len(scorer.reach), part]
-        nearest = np.nan_to_num(joint[:, part], nan=-np.inf, neginf=-np.inf).argmax(axis=0)
+        nearest = _nearest(scorer, z)
         for k in np.unique(nearest):
             joint[:, part[nearest == k]] = _far_log_joint(scorer, int(k), z[:, nearest == k])
     largest = top.copy()
@@ -319,29 +321,38 @@ def responsibilities(scorer: Scorer, tile: Tile, joint: Floats) -> Floats:
     return np.asarray(np.log(total) + top)
 
 
-@np.errstate(over="ignore")
+def _nearest(scorer: Scorer, z: Floats) -> Integers:
+    """(b,) the component with the smallest squared distance from each far row, whose squares may overflow."""
+    size = np.abs(z).max(axis=0)
+    squares = np.full((scorer.n_components, z.shape[1]), np.inf)
+    for k in np.flatnonzero(scorer.constants > -np.inf):  # a component without weight is nowhere the nearest
+        squares[k] = _squared_length(scorer.root.whiten(int(k), z / size - scorer.offsets[k][:, None] / size))
+    return np.asarray(squares.argmin(axis=0))
+
+
+@np.errstate(over="ignore", invalid="ignore")
 def _far_log_joint(scorer: Scorer, near: int, z: Floats) -> Floats:
     """(k, b) log joint densities of rows that are far from all components, each row up to a number of its own.
 
     Their squared distances are so large that what tells components apart is lost in the last digit, or overflow. With
-    v = z - m of the component ``near``, s the largest coordinate of v, u = v / s, W_k the whitening map and a_k the way
-    from that component's mean to the other's,
+    v the row seen from the mean of the component ``near``, a_k the way from there to another mean, s the largest
+    coordinate of v and u = v / s, the squared distance from k is larger than that from ``near`` by
 
-        |W_k (v - a_k)|^2 = s^2 |W_k u|^2 - 2 s (W_k a_k . W_k u) + |W_k a_k|^2
-
-    where only the powers of s are large: what all components share of the first term is left out, then the largest of
-    the second.
+        v^T (P_k - P_near) v - 2 a_k^T P_k v + a_k^T P_k a_k = s (v^T (P_k - P_near) u - 2 a_k^T P_k u) + a_k^T P_k a_k
     """
     v = z - scorer.offsets[near][:, None]
     size = np.abs(v).max(axis=0)
-    square, slope = np.empty((2, scorer.n_components, z.shape[1]))
+    u = v / size
+    slope = np.empty((scorer.n_components, z.shape[1]))
     constants = scorer.constants.copy()
     for k, apart in enumerate(scorer.offsets - scorer.offsets[near]):
-        whitened, way = scorer.root.whiten(k, v / size), scorer.root.whiten(k, apart[:, None])
-        square[k], slope[k] = _squared_length(whitened), (way * whitened).sum(axis=0)
+        way = scorer.root.whiten(k, apart[:, None])
+        difference = scorer.root.precision_apart(k, near, u)
+        square = (v * difference).sum(axis=0)
+        square = np.where(np.isfinite(square), square, size * (u * difference).sum(axis=0))
+        slope[k] = (way * scorer.root.whiten(k, u)).sum(axis=0) - 0.5 * square
         constants[k] -= 0.5 * (way**2).sum()
-    square[np.isneginf(scorer.constants)] = np.inf  # a component without weight is nowhere the nearest
-    slope -= 0.5 * size * (square - square.min(axis=0))
+    slope[np.isneginf(scorer.constants)] = -np.inf
     slope -= slope.max(axis=0)
     joint = np.maximum(constants, -LARGEST)[:, None] + size * slope
     return np.asarray(joint - joint.max(axis=0))

@@ -38,7 +38,7 @@ def find_start(
         labels = min(partitions, key=lambda labels: _log_det_within(z, pilot.sample_weights, labels, k))
         resp = _one_hot(labels, k)
     weights, means, covariances = _moments(z, resp * pilot.sample_weights)
-    mixture = structure.from_dense(covariances).scaled(1.0 / frame.scale)
+    mixture = structure.from_dense(covariances, weights).scaled(1.0 / frame.scale)
     return MixtureParams(weights, frame.shift + means / frame.scale, mixture).canonical()
 
 

@@ -23,7 +23,11 @@ def draw_seed(random_state: Any) -> int:
     """One 128-bit seed from None (fresh), an integer, or a numpy RandomState or Generator (which moves on)."""
     if random_state is None:
         return secrets.randbits(128)
-    if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool) and random_state >= 0:
+    if (
+        isinstance(random_state, (int, np.integer))
+        and not isinstance(random_state, bool)
+        and 0 <= random_state < 2**128
+    ):
         words = np.random.SeedSequence(int(random_state)).generate_state(4)
     elif isinstance(random_state, np.random.Generator):
         words = random_state.integers(2**32, size=4, dtype=np.uint32)
@@ -31,8 +35,8 @@ def draw_seed(random_state: Any) -> int:
         words = random_state.randint(2**32, size=4, dtype=np.uint32)
     else:
         raise ParameterError(
-            f"random_state must be None, a non-negative integer, a numpy RandomState or a numpy Generator, but it is "
-            f"{shown(random_state)}."
+            "random_state must be None, a non-negative integer below 2**128, a numpy RandomState or a numpy Generator, "
+            f"but it is {shown(random_state)}."
         )
     return sum(int(word) << (32 * i) for i, word in enumerate(words))
 

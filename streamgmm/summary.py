@@ -91,11 +91,13 @@ class Summary:
         return f"{_many(k, 'component')}, {kind} covariances, {_many(d, 'feature')}", self._state()
 
     def _state(self) -> str:
-        if not self.n_passes:
+        if not self.n_iter and not self.n_passes:
             return "not fitted to rows"
         state = f"{'converged' if self.converged else 'not converged'} after {_many(self.n_iter, 'pass', 'passes')}"
         if math.isfinite(self.lower_bound):
             state += f", lower bound {self.lower_bound:.6g} nats a row"
+        if not self.n_passes:
+            return state
         rows = "" if self.n_rows is None else f"{_many(self.n_rows, 'row')} in "
         left_out = f", {self.n_skipped:,} left out" if self.n_skipped else ""
         return f"{state}; {rows}{_many(self.n_passes, 'read')}{left_out}"

@@ -74,6 +74,20 @@ def test_equal_covariances_leave_it_to_the_means(kind: str) -> None:
     np.testing.assert_allclose(model.predict_proba(far), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["full", "diag"])
+@pytest.mark.parametrize("size", [1e6, 1e8, 1e12, 1e100, 1e200])
+def test_variances_that_some_components_share_leave_it_to_the_others(kind: str, size: float) -> None:
+    """Along the first axis all are alike: what a huge first coordinate adds must vanish before it is squared."""
+    variances = np.array([[1.0, 1.0, 1.0], [1.0, 4.0, 1.0], [1.0, 1.0, 0.25]])
+    covariances = variances if kind == "diag" else np.stack([np.diag(row) for row in variances])
+    means = [[0.0, 0.5, 0.0], [0.0, 0.0, 0.5], [0.0, 0.25, 0.25]]
+    model = GaussianMixture.from_parameters([0.5, 0.3, 0.2], means, covariances, covariance_type=kind)
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    rows[:, 0] = size
+    expected = [exact_responsibilities(model, row) for row in rows]
+    np.testing.assert_allclose(model.predict_proba(rows), expected, rtol=0, atol=1e-3 if size < 1e7 else 1e-12)
+
+
 def test_a_component_without_weight_is_never_the_nearest() -> None:
     model = GaussianMixture.from_parameters(
         [0.5, 0.5, 0.0], [[0.0], [1.0], [5.0]], [1.0, 1.0, 9.0], covariance_type="spherical"

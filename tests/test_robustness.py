@@ -164,6 +164,51 @@ def test_samples_need_memory_for_rows_only() -> None:
     assert abs(labels.mean() - 0.5) < 0.01
 
 
+@pytest.mark.parametrize("n", [300, 1_200])
+def test_a_store_that_is_replaced_after_it_was_opened_is_another_one(n: int, tmp_path: Path) -> None:
+    source = open_source(store(tmp_path / "r.zarr", blobs(1_000)))
+    labels = fitted().predict(source)
+    store(tmp_path / "r.zarr", blobs(n), overwrite=True)
+    if n > 1_000:  # rows may have come
+        assert len(labels.compute()) == 1_000
+        return
+    with pytest.raises(SourceError, match=r"another array than the one that was opened: .* shape \(300, 3\)"):
+        GaussianMixture(1).fit(source)
+    with pytest.raises(SourceError, match="another array"):
+        labels.compute()
+
+
+def test_a_big_endian_array_is_the_same_by_its_handle(tmp_path: Path) -> None:
+    rows = (100 * blobs()).astype(">i4")
+    array = zarr.create_array(str(tmp_path / "r.zarr"), shape=rows.shape, dtype=rows.dtype, chunks=(100, 3))
+    array[...] = rows
+    np.testing.assert_allclose(GaussianMixture().fit(array).means_, [rows.mean(axis=0)], rtol=1e-12)
+
+
+def test_an_infinity_beside_nan_is_refused_all_the_same() -> None:
+    rows = blobs(50)
+    rows[7] = [np.nan, np.inf, 0.0]
+    with pytest.raises(DataError, match="contains infinity in row 7, column 1"):
+        GaussianMixture(2).fit(open_source(rows, nan_policy="omit"))
+
+
+def test_all_rows_left_out_have_no_score() -> None:
+    with pytest.raises(DataError, match="weight zero, or NaN and are left out"):
+        fitted().score(open_source(np.full((50, 3), np.nan), nan_policy="omit"))
+
+
+@pytest.mark.parametrize("weight", [10**400, float("1e308")])
+def test_weights_beyond_float64_are_refused(weight: float) -> None:
+    with pytest.raises(DataError, match=r"sample_weight must be numbers|sum of sample_weight overflows"):
+        GaussianMixture().fit(blobs(50), sample_weight=[weight] * 50)
+
+
+def test_a_half_set_model_still_has_words() -> None:
+    model = GaussianMixture(2)
+    model.weights_ = [0.5, 0.5]
+    assert repr(model) == "GaussianMixture(n_components=2)"
+
+
 # -- where work runs, where files go -------------------------------------------------------------------------
 
 
@@ -212,7 +257,7 @@ def test_a_list_of_dask_arrays_is_not_loaded_either(parts: object) -> None:
 
 def test_masked_values_are_not_taken_for_what_lies_below_the_mask() -> None:
     rows = np.random.default_rng(0).normal(size=(50, 2))
-    with pytest.raises(DataTypeError, match="The array is masked, and some of its values are"):
+    with pytest.raises(DataTypeError, match="the array is a masked array, and some of its values are masked"):
         GaussianMixture(1).fit(np.ma.masked_greater(rows, 1.0))
     weights = np.ma.masked_array(np.ones(50), mask=np.arange(50) == 7)
     with pytest.raises(DataTypeError, match="sample_weight is a masked array"):

@@ -332,7 +332,7 @@ def test_weights_that_are_all_zero_are_refused(tmp_path: Path, source: str, home
 @pytest.mark.parametrize("counted", [1, 5, 40, 4_000])
 @pytest.mark.parametrize("home", ["zarr", "dask, other chunks"])
 def test_many_rows_of_weight_zero_leave_a_start_or_a_sentence(tmp_path: Path, home: str, counted: int) -> None:
-    """The sample of rows is drawn before weights are read: it may come back without any that count."""
+    """The sample of rows is drawn before weights are read: where few of them count, a second read draws more."""
     rng = np.random.default_rng(counted)
     rows, weights = np.tile(ROWS, (100, 1)) + rng.normal(size=(100 * N, 3)), np.zeros(100 * N)
     weights[rng.choice(100 * N, counted, replace=False)] = 1.0
@@ -341,7 +341,7 @@ def test_many_rows_of_weight_zero_leave_a_start_or_a_sentence(tmp_path: Path, ho
         model.fit(rows, sample_weight=HOMES[home](tmp_path, weights))
     except DataError as error:
         said = str(error)
-    assert bool(said) == (counted < 40)
+    assert bool(said) == (counted < 3)
     if said:
         assert re.search("sampled|weight", said)
     else:

@@ -43,8 +43,8 @@ class AbstractCovariance(ABC):
 
     @classmethod
     @abstractmethod
-    def from_dense(cls, matrices: Floats) -> Self:
-        """The nearest of this structure to covariance matrices (k, d, d) of equally likely components."""
+    def from_dense(cls, matrices: Floats, weights: Floats | None = None) -> Self:
+        """The nearest of this structure to covariances (k, d, d) of components with weights (k,), or equal ones."""
 
     @classmethod
     @abstractmethod

@@ -29,7 +29,7 @@ class DiagCovariance(AbstractCovariance):
         return k * d
 
     @classmethod
-    def from_dense(cls, matrices: Floats) -> Self:
+    def from_dense(cls, matrices: Floats, weights: Floats | None = None) -> Self:
         return cls(np.diagonal(matrices, axis1=1, axis2=2))
 
     @classmethod

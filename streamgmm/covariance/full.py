@@ -29,7 +29,7 @@ class FullCovariance(AbstractCovariance):
         return k * d * (d + 1) // 2
 
     @classmethod
-    def from_dense(cls, matrices: Floats) -> Self:
+    def from_dense(cls, matrices: Floats, weights: Floats | None = None) -> Self:
         return cls(matrices)
 
     @classmethod

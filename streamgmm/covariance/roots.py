@@ -28,6 +28,10 @@ class AbstractRoot(ABC):
         """W_k times feature-major rows (d, b) that have the component's mean subtracted."""
 
     @abstractmethod
+    def precision_apart(self, one: int, other: int, columns: Floats) -> Floats:
+        """(P_one - P_other) times columns (d, b): exactly zero where the two precisions are the same."""
+
+    @abstractmethod
     def precision_times(self, offsets: Floats) -> Floats:
         """(k, d) products of each precision with a vector of its own, offsets (k, d)."""
 
@@ -48,6 +52,10 @@ class MatrixRoot(AbstractRoot):
 
     def whiten(self, component: int, centred: Floats) -> Floats:
         return np.asarray(self.inverse[component] @ centred)
+
+    def precision_apart(self, one: int, other: int, columns: Floats) -> Floats:
+        first, second = self.inverse[one], self.inverse[other]
+        return np.asarray((first.T @ first - second.T @ second) @ columns)
 
     def precision_times(self, offsets: Floats) -> Floats:
         whitened = np.einsum("kij,kj->ki", self.inverse, offsets)
@@ -75,6 +83,9 @@ class AxisRoot(AbstractRoot):
 
     def whiten(self, component: int, centred: Floats) -> Floats:
         return self.inverse[component][:, None] * centred
+
+    def precision_apart(self, one: int, other: int, columns: Floats) -> Floats:
+        return np.asarray((self.inverse[one] ** 2 - self.inverse[other] ** 2)[:, None] * columns)
 
     def precision_times(self, offsets: Floats) -> Floats:
         return self.inverse**2 * offsets

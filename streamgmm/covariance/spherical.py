@@ -30,7 +30,7 @@ class SphericalCovariance(AbstractCovariance):
         return k
 
     @classmethod
-    def from_dense(cls, matrices: Floats) -> Self:
+    def from_dense(cls, matrices: Floats, weights: Floats | None = None) -> Self:
         return cls(np.diagonal(matrices, axis1=1, axis2=2).mean(axis=1))
 
     @classmethod

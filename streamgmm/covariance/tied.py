@@ -30,8 +30,8 @@ class TiedCovariance(AbstractCovariance):
         return d * (d + 1) // 2
 
     @classmethod
-    def from_dense(cls, matrices: Floats) -> Self:
-        return cls(matrices.mean(axis=0))
+    def from_dense(cls, matrices: Floats, weights: Floats | None = None) -> Self:
+        return cls(np.average(matrices, axis=0, weights=weights))
 
     @classmethod
     def from_precisions(cls, precisions: Floats) -> Self:

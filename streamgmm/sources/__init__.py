@@ -12,11 +12,12 @@ import zarr
 from streamgmm.errors import DataError, DataTypeError, ParameterError, shown
 from streamgmm.protocols import Source
 from streamgmm.sources.dask_array import DaskSource
+from streamgmm.sources.dtypes import require_unmasked
 from streamgmm.sources.memory import MemorySource
 from streamgmm.sources.weighted import WeightedSource, checked_weights
 from streamgmm.sources.zarr_array import Reading, ZarrSource, open_zarr, pick_array, require_reachable
 
-__all__ = ["DaskSource", "is_lazy", "is_store", "open_source", "require_reachable", "with_weights"]
+__all__ = ["DaskSource", "is_lazy", "is_store", "open_source", "require_reachable", "require_unmasked", "with_weights"]
 
 
 def is_lazy(x: Any) -> bool:
@@ -58,8 +59,8 @@ def open_source(
         refused always.
     missing_chunks : {"refuse", "fill"}
         What to do with chunks that a zarr store does not hold, and shards of zero length, which zarr reads as the
-        fill value: refuse the store, naming the chunks and their rows, or accept the fill value. Where the fill value
-        is NaN and ``nan_policy="omit"``, they are rows to leave out. zarr itself does not store a chunk that holds
+        fill value: refuse the store, naming the chunks and their rows, or accept the fill value. Where that is NaN,
+        ``nan_policy="omit"`` accepts it too: they are rows to leave out. zarr itself does not store a chunk that holds
         nothing but the fill value, unless told to. A chunk that is absent inside a shard is not seen by this.
     decode : {"refuse", "cf"}
         What to do with a zarr array whose attributes say that its numbers are packed by the CF conventions
@@ -98,6 +99,7 @@ def open_source(
     if isinstance(x, da.Array):
         return DaskSource.of(x, block_rows, omits_nan=omits_nan)
     if isinstance(x, np.ndarray):
+        require_unmasked(x, "the array")
         return MemorySource.of(x, block_rows, omits_nan=omits_nan)
     if _is_source(x):
         if block_rows is not None or omits_nan:
@@ -112,7 +114,7 @@ def open_source(
         )
     raise DataTypeError(
         f"Rows cannot be read from a {type(x).__name__}. Give a path to a zarr store, a zarr array, a zarr group with "
-        "array=NAME, a dask array, or a numpy array."
+        "array=NAME, a dask array, or a numpy array (X.to_numpy() of a data frame)."
     )
 
 
@@ -152,18 +154,17 @@ def _open_weights(sample_weight: Any, source: Source) -> Source:
         return DaskSource.of(sample_weight, name="sample_weight", column=True, fused=False)
     if is_lazy(sample_weight):
         raise DataTypeError(f"sample_weight is a dask {type(sample_weight).__name__}. Give a dask array of its values.")
-    if np.ma.is_masked(sample_weight):
-        raise DataTypeError(
-            "sample_weight is a masked array, and some weights are masked. Fill them in: zero leaves out."
-        )
+    require_unmasked(sample_weight, "sample_weight")
     try:
         weights = np.asarray(sample_weight)
-        if weights.dtype.kind == "c":
-            raise DataTypeError("sample_weight holds complex numbers, but weights must be real.")
+        if weights.dtype.kind in "cmM":
+            raise DataTypeError(
+                f"sample_weight holds values of type {weights.dtype}, but weights must be real numbers."
+            )
         weights = weights.astype(np.float64, copy=False)
     except DataTypeError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"sample_weight must be numbers, one a row: {error}.") from error
     if weights.ndim != 1 or not len(weights):
         raise DataError(
@@ -174,5 +175,5 @@ def _open_weights(sample_weight: Any, source: Source) -> Source:
 
 
 def _is_source(x: Any) -> bool:
-    # what is lazy claims to have any attribute
-    return not is_lazy(x) and all(hasattr(x, name) for name in ("n_rows", "n_features", "block_rows", "block"))
+    # asked of the type: what is lazy claims to have any attribute, and rows that nobody has counted have no number
+    return all(callable(getattr(type(x), name, None)) for name in ("blocks", "chunks", "block", "counted"))

@@ -14,7 +14,7 @@ import numpy as np
 
 from streamgmm.errors import DataError, DataTypeError, ParameterError
 from streamgmm.protocols import Block, Executor, Piece, Rows
-from streamgmm.sources.dtypes import n_columns, require_real_rows
+from streamgmm.sources.dtypes import n_columns, require_real_rows, require_unmasked
 from streamgmm.sources.memory import MemoryBlock
 from streamgmm.sources.subgraphs import Part, count_tasks, split_graph
 
@@ -215,8 +215,7 @@ def count_block(shared: None, block: Block) -> tuple[int, ...]:
 
 def _checked(chunk: Any, name: str) -> Rows:
     """A chunk as a numpy array. DataTypeError where that would lose a mask, or is not of real numbers."""
-    if np.ma.is_masked(chunk):
-        raise DataTypeError(f"{name} is a masked array, and some of its values are masked. Fill them in, or drop them.")
+    require_unmasked(chunk, name)
     rows = np.asarray(chunk)
     if rows.dtype.kind not in "biuf" or rows.dtype.itemsize > 8:
         raise DataTypeError(f"{name} came as {rows.dtype}, but rows must be real numbers of at most 64 bits.")

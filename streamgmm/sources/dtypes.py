@@ -46,6 +46,15 @@ def _way_out(shape: tuple[float, ...], stored: bool) -> str:
     )
 
 
+def require_unmasked(values: Any, name: str) -> None:
+    """DataTypeError where values of a masked array are masked: what lies below a mask means nothing."""
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.names is None and np.ma.is_masked(values):
+        raise DataTypeError(
+            f"{name} is a masked array, and some of its values are masked. Fill them in, or drop those rows: "
+            'array.filled(numpy.nan) with open_source(..., nan_policy="omit") leaves them out.'
+        )
+
+
 def n_columns(shape: tuple[Any, ...]) -> int:
     """Features of an array of this shape; a column has one."""
     return int(shape[1]) if len(shape) > 1 else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,12 @@ import numpy as np
 
 from streamgmm.errors import DataError
 from streamgmm.protocols import Floats, Rows
+
+#: No integer type holds more.
+LARGEST_INTEGER = 2**64
+
+#: Whole numbers up to here are exact in float64.
+LARGEST_WHOLE = 2**53
 
 #: Attributes that make the stored numbers something else than the values.
 PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
@@ -33,16 +39,23 @@ class Packing:
     missing: tuple[float, ...]
     dtype: np.dtype[Any]
 
-    def decoded(self, stored: Rows) -> Floats:
-        """The values (m, d) as float64."""
+    def decoded(self, stored: Rows, locate: Callable[[int, int], str]) -> Floats:
+        """The values (m, d) as float64. DataError, with the words of ``locate``, where a number would be rounded."""
         stored = stored.view(self.dtype)
         # in the stored type: the text 1e20 of an attribute is not the float64 that a stored float32 1e20 becomes
-        absent = np.isin(stored, np.array(self.missing, dtype=self.dtype)) if self.missing else None
+        absent = np.isin(stored, np.array(self.missing, dtype=self.dtype))
+        if stored.dtype.kind in "iu" and stored.dtype.itemsize == 8:
+            rounded = ((stored > LARGEST_WHOLE) | (stored < -LARGEST_WHOLE)) & ~absent
+            if rounded.any():
+                row, *column = map(int, np.argwhere(rounded)[0])
+                raise DataError(
+                    f"The stored number {stored[row, *column]} in {locate(row, *(column or [0]))} is beyond 2**53, so "
+                    "float64 cannot hold it. Store the values in another type."
+                )
         values = stored.astype(np.float64)
         values *= self.scale_factor
         values += self.add_offset
-        if absent is not None:
-            values[absent] = np.nan
+        values[absent] = np.nan
         return values
 
 
@@ -65,7 +78,7 @@ def packing_of(
         _held(value, stored, key, name, wraps=stored != dtype)
         for key, values in missing.items()
         for value in values
-        if not np.isnan(value)  # NaN is missing anyway
+        if value == value  # NaN is missing anyway
     }
     if scale == 1.0 and offset == 0.0 and not held and stored == dtype:
         return None
@@ -88,7 +101,7 @@ def _held(value: float, dtype: np.dtype[Any], key: str, name: str, *, wraps: boo
             number = float(dtype.type(value))
         if np.isinf(number) == np.isinf(value):
             return number
-    elif np.isfinite(value) and value == int(value):
+    elif abs(value) <= LARGEST_INTEGER and value == int(value):
         limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         wrap = 2 ** (8 * dtype.itemsize) if wraps else 0
         for whole in (int(value), int(value) + wrap, int(value) - wrap):
@@ -124,8 +137,9 @@ def _number(value: Any, key: str, name: str) -> float:
             f"The attribute {key} of {name} is {value!r}, but the CF conventions ask for a number. Mend the attribute, "
             "or remove it if the stored numbers are the values."
         ) from error
-    if key in NEUTRAL and not finite:
-        raise DataError(f"The attribute {key} of {name} is {number}, but it must be finite. Mend the attribute.")
+    if key in NEUTRAL and (not finite or (key == "scale_factor" and number == 0)):
+        wanted = "finite, and a scale not zero"
+        raise DataError(f"The attribute {key} of {name} is {number}, but it must be {wanted}. Mend the attribute.")
     return number
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from streamgmm.errors import DataError, SourceError
+from streamgmm.errors import DataError, ParameterError, SourceError, shown
 from streamgmm.protocols import Executor, Piece, Rows
 from streamgmm.sources.dtypes import n_columns, require_real_rows
 from streamgmm.sources.grid import STORE_BLOCK_BYTES, checked_block_rows, ranges
@@ -63,7 +63,9 @@ class ZarrBlock:
         while start < self.stop:
             stop = min((start // grid + 1) * grid, self.stop)
             rows = self._read(start, stop)
-            yield Piece(rows if self.packing is None else self.packing.decoded(rows), None)
+            if self.packing is not None:
+                rows = self.packing.decoded(rows, partial(self._locate_from, start))
+            yield Piece(rows, None)
             del rows  # else it lives while the next one is read
             start = stop
 
@@ -71,6 +73,9 @@ class ZarrBlock:
         rows, columns = _grid(self.array)
         unit = "chunk" if self.array.shards is None else "shard"
         return f"row {row}, column {column} ({unit} {row // rows}/{column // columns} of {self.name})"
+
+    def _locate_from(self, start: int, row: int, column: int) -> str:
+        return self.locate(start + row, column)
 
     def _read(self, start: int, stop: int) -> Rows:
         try:
@@ -177,7 +182,7 @@ def require_reachable(array: zarr.Array[Any], name: str) -> None:
     """SourceError where this process does not find the array in its store: zarr would read every row as fill value."""
     try:
         found = zarr.open_array(array.store, path=array.path, mode="r")
-        same = (found.dtype, found.chunks, found.shards) == (array.dtype, array.chunks, array.shards)
+        same = _description(found) == _description(array) and found.shape[0] >= array.shape[0]  # rows may have come
     except Exception as error:  # stores raise what their transport raises
         raise SourceError(
             f"{name} cannot be opened on {gethostname()} ({type(error).__name__}), where its rows are to be read. Put "
@@ -185,9 +190,15 @@ def require_reachable(array: zarr.Array[Any], name: str) -> None:
         ) from error
     if not same:
         raise SourceError(
-            f"{name} on {gethostname()} is another array than the one that was opened: {found.dtype} in chunks "
-            f"{found.chunks} instead of {array.dtype} in chunks {array.chunks}. Open it anew."
+            f"{name} on {gethostname()} is another array than the one that was opened: {found.dtype} of shape "
+            f"{found.shape} in chunks {found.chunks} instead of {array.dtype} of shape {array.shape} in chunks "
+            f"{array.chunks}. Open it anew."
         )
+
+
+def _description(array: zarr.Array[Any]) -> tuple[Any, ...]:
+    """What must be the same for rows to be the same, whoever opens the array."""
+    return array.dtype.newbyteorder("="), array.chunks, array.shards, array.shape[1:], repr(array.fill_value)
 
 
 def open_zarr(path: str | Path, array: str | None, storage_options: dict[str, Any] | None) -> zarr.Array[Any]:
@@ -208,6 +219,8 @@ def pick_array(node: zarr.Array[Any] | zarr.Group, array: str | None) -> zarr.Ar
         if array is not None:
             raise SourceError(f"{_name_of(node)} is an array, not a group, so array={array!r} names nothing in it.")
         return node
+    if array is not None and not isinstance(array, str):
+        raise ParameterError(f"array must be the name of an array in the group, but it is {shown(array)}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # files in the folder that are no part of the group
@@ -215,8 +228,8 @@ def pick_array(node: zarr.Array[Any] | zarr.Group, array: str | None) -> zarr.Ar
             found = None if array is None else node.get(array)
     except Exception as error:  # damaged metadata raise whatever comes first
         raise SourceError(
-            f"A member of the zarr group cannot be opened ({type(error).__name__}: {error}). Its metadata are damaged: "
-            "mend or remove it, or open the array by its own path."
+            f"A member of the zarr group cannot be opened ({type(error).__name__}: {error}). Mend or remove what is "
+            "damaged there, or open the array by its own path."
         ) from error
     if array is None:
         raise SourceError(
@@ -249,7 +262,7 @@ def _require_complete(
     if not absent.count:
         return
     fill = np.asarray(array.fill_value if array.fill_value is not None else 0, dtype=array.dtype)
-    value = (fill if packing is None else packing.decoded(fill.reshape(1))).item()
+    value = (fill if packing is None else packing.decoded(fill.reshape(1), lambda *_: "the fill value")).item()
     if np.isnan(value) and reading.omits_nan:
         return
     ways_out = ['open_source(..., missing_chunks="fill") accepts that']
