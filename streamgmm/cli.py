@@ -231,7 +231,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     text = ADVICE.sub(lambda found: f"--{found[2].replace('_', '-')} {found[4]}", _one_line(str(error)))
-    return re.sub(r"^[a-z]+(_[a-z]+)+(?= must be )", lambda found: f"--{found[0].replace('_', '-')}", text)
+    return re.sub(r"^[a-z]+(_[a-z]+)*(?= must be )", lambda found: f"--{found[0].replace('_', '-')}", text)
 
 
 def _one_line(text: str) -> str:
