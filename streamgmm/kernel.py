@@ -41,6 +41,9 @@ LARGEST_WHOLE = 2**53
 
 LARGEST = float(np.finfo(np.float64).max)
 
+#: Below this a responsibility is one that was clipped, and adds nothing to a sum of rows.
+LEAST_RESPONSIBILITY = 1e-290
+
 #: A log density below this has lost what tells components apart to rounding: eps times it is 2e-4.
 FAR = -1e12
 
@@ -429,9 +432,12 @@ class _Sums:
         if scorer.shared and len(scorer.packed):
             row_weights = np.ones(z.shape[1]) if tile.weights is None else tile.weights
             self.common += OUTER.weighted_sum(z, row_weights)
+        nothing = LEAST_RESPONSIBILITY * (1.0 if tile.weights is None else tile.weights.max())
         for k in scorer.centred:
-            centred = z - scorer.offsets[k][:, None]
             self.moments[k, 0] += resp[k].sum()
+            if resp[k].max() <= nothing:  # as in almost all tiles where a lone far row has a component to itself
+                continue
+            centred = z - scorer.offsets[k][:, None]
             self.moments[k, 1 : 1 + d] += centred @ resp[k]
             self.moments[k, 1 + d :] += scorer.quadratic.weighted_sum(centred, resp[k])
             if scorer.shared:

@@ -91,6 +91,9 @@ class CountedSource:
     def counted(self, executor: Any) -> CountedSource:
         return self
 
+    def chunks(self) -> list[CountedBlock]:
+        return self.blocks()
+
     def blocks(self) -> list[CountedBlock]:
         return [self.block(start, min(start + 400, self.n_rows)) for start in range(0, self.n_rows, 400)]
 

@@ -41,7 +41,7 @@ SCHEDULERS = [("synchronous", 1), ("threads", 1), ("threads", 2), ("threads", 4)
 CLUSTERS = [(1, 1, True), (2, 1, True), (1, 2, True), (1, 2, False)]
 PLACES = [*SCHEDULERS, ("processes", 2), *CLUSTERS]
 #: where the short form of a test with many fits does not go
-LONG_PLACES = [("threads", 1), ("threads", 4), (1, 1, True), (1, 2, True)]
+LONG_PLACES = [("threads", 1), ("threads", 4), ("processes", 2), (1, 1, True), (1, 2, True)]
 CHUNKS = (100, 200, 400)
 
 

@@ -329,13 +329,13 @@ def test_weights_that_are_all_zero_are_refused(tmp_path: Path, source: str, home
 
 
 @pytest.mark.filterwarnings("ignore:reg_covar=0.001 is more than 1 % of the variance")
-@pytest.mark.parametrize("counted", [1, 5, 40, 4_000])
+@pytest.mark.parametrize("counted", [1, 5, pytest.param(40, marks=pytest.mark.long), 4_000])
 @pytest.mark.parametrize("home", ["zarr", "dask, other chunks"])
 def test_many_rows_of_weight_zero_leave_a_start_or_a_sentence(tmp_path: Path, home: str, counted: int) -> None:
     """The sample of rows is drawn before weights are read: where few of them count, a second read draws more."""
     rng = np.random.default_rng(counted)
-    rows, weights = np.tile(ROWS, (100, 1)) + rng.normal(size=(100 * N, 3)), np.zeros(100 * N)
-    weights[rng.choice(100 * N, counted, replace=False)] = 1.0
+    rows, weights = np.tile(ROWS, (50, 1)) + rng.normal(size=(50 * N, 3)), np.zeros(50 * N)
+    weights[rng.choice(50 * N, counted, replace=False)] = 1.0
     model, said = mixture(max_iter=3, tol=0.0, reg_covar=1e-3), ""
     try:
         model.fit(rows, sample_weight=HOMES[home](tmp_path, weights))
