@@ -33,8 +33,8 @@ logger = logging.getLogger("streamgmm")
 DEFAULT_TOL = 1e-3
 SMALLEST_SAMPLE = 20_000
 LARGEST_SAMPLE_BYTES = 64 * 2**20
-#: Rows that are drawn at most where only a few of them count.
-MOST_DRAWN = 4_000_000
+#: Rows that are drawn at most where only a few of them count: their numbers go out to every task.
+MOST_DRAWN = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,7 @@ def test_where_half_of_them_count_one_read_is_enough() -> None:
 
 
 def test_what_is_drawn_has_a_limit(holes: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 8 * MOST_DRAWN <= 64 * 2**20
+    assert 8 * MOST_DRAWN < 10e6, "dask calls larger graphs large"
     monkeypatch.setattr("streamgmm.fitting.MOST_DRAWN", 50_000)
     pilot, reads = _pilot(open_source(holes, nan_policy="omit"), SerialExecutor(), None, 7, SMALLEST_SAMPLE, Log())
     assert reads == 2

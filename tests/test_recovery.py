@@ -46,7 +46,7 @@ def recover(n: int, seed: int) -> Recovery:
 
 @pytest.fixture(scope="module")
 def recoveries(request) -> dict[tuple[int, int], Recovery]:
-    seeds = SEEDS if request.config.getoption("--long") else SEEDS[:5]
+    seeds = SEEDS if request.config.getoption("--long") else SEEDS[:3]
     return {(n, seed): recover(n, seed) for n in SIZES for seed in seeds}
 
 

@@ -204,6 +204,7 @@ def test_dask_arrays_of_other_chunks_give_the_same_to_rounding(rows, start, expe
     assert_close(model, expected, rows)
 
 
+@pytest.mark.long
 def test_default_blocks_give_the_same_to_rounding(rows, stores, start, expected):
     with dask.config.set(scheduler="threads", num_workers=2):
         for source in (stores[0], rows):
@@ -231,7 +232,9 @@ def test_rows_in_memory(rows, start, reference, order):
         assert model_digest(open_source(rows, block_rows=BLOCK_ROWS), **start) == reference
 
 
-@pytest.mark.parametrize("structure", ["tied", "diag", "spherical"])
+@pytest.mark.parametrize(
+    "structure", ["tied", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("diag", "spherical"))]
+)
 def test_other_structures(tmp_path, rows, structure):
     found = set()
     for chunk_rows, (scheduler, threads) in zip((300, 777, 6_000), SCHEDULERS[::-1], strict=False):

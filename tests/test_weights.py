@@ -346,5 +346,5 @@ def test_many_rows_of_weight_zero_leave_a_start_or_a_sentence(tmp_path: Path, ho
         assert re.search("sampled|weight", said)
     else:
         assert np.isfinite(model.lower_bounds_).all()
-        assert (rows[weights > 0].min(axis=0) <= model.means_.min(axis=0)).all()
-        assert (rows[weights > 0].max(axis=0) >= model.means_.max(axis=0)).all()
+        assert (rows[weights > 0].min(axis=0) <= model.means_.min(axis=0) + 1e-9).all()
+        assert (rows[weights > 0].max(axis=0) >= model.means_.max(axis=0) - 1e-9).all()
