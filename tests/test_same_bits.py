@@ -217,7 +217,7 @@ def test_another_block_size_gives_other_bits(store, start, reference):
         assert model_digest(open_source(store, block_rows=BLOCK_ROWS + 100), **start) != reference
 
 
-@pytest.mark.parametrize(("chunk_rows", "shard_rows"), [(BLOCK_ROWS, None), (777, None), (6_000, None), (150, 450)])
+@pytest.mark.parametrize(("chunk_rows", "shard_rows"), [(BLOCK_ROWS, None), (777, None), (150, 450)])
 def test_chunks_and_shards(tmp_path, rows, start, reference, chunk_rows, shard_rows):
     """Tiles are counted from the first row of a block, however the block is cut into pieces."""
     path = write_zarr(tmp_path, rows, chunk_rows, shard_rows)
@@ -259,7 +259,9 @@ def statistics(executor: Any, source: Any, structure: str) -> str:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("structure", "weighted"), [("full", True), ("tied", False)])
+@pytest.mark.parametrize(
+    ("structure", "weighted"), [("full", True), pytest.param("tied", False, marks=pytest.mark.long)]
+)
 def test_the_size_of_a_task(narrow_store, structure, weighted):
     weights = np.random.default_rng(2).integers(0, 3, size=N) if weighted else None
     source = with_weights(open_source(narrow_store, block_rows=BLOCK_ROWS), weights)
