@@ -3,8 +3,8 @@
     python benchmarks/outlier.py              # about three minutes
     python benchmarks/outlier.py --rounds 1   # quick and rough
 
-The outlier is a glitch in one feature. Both fits find their own start and make the same number of passes, one after the other in turns; each ratio is the median
-over the rounds of the ratios of neighbours.
+The outlier is a glitch in one feature. Both fits find their own start and make the same number of passes, one after the
+other in turns; each ratio is the median over the rounds of the ratios of neighbours.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ what the workers did is written beside the results: open it in a browser and loo
 
     python examples/cluster.py DIRECTORY [ROWS]
 
-Needs bokeh, which dask draws its report with (pip install "streamgmm[dashboard]"). Takes about a minute; fewer rows than
-the 12,500,000 take less, and show less.
+Needs bokeh, which dask draws its report with (pip install "streamgmm[dashboard]"). Takes about a minute; fewer rows
+than the 12,500,000 take less, and show less.
 """
 
 import sys
