@@ -130,6 +130,12 @@ def _of_shape(values: Any, shape: tuple[int, ...], name: str) -> Floats:
     array = _numbers(values, name)
     if array.shape != shape:
         raise ParameterError(f"{name} must have the shape {shape}, but it has {array.shape}.")
+    return finite_numbers(array, name)
+
+
+def finite_numbers(values: Any, name: str) -> Floats:
+    """Values as float64 of any shape; ParameterError where they are no finite real numbers."""
+    array = _numbers(values, name)
     if not np.isfinite(array).all():
         raise ParameterError(f"{name} must be finite, but it holds NaN or an infinity.")
     return array

@@ -66,6 +66,11 @@ class Settings:
             **{name: values[name] for name in ("init_params", "weights_init", "means_init", "precisions_init")},
         )
 
+    @property
+    def seeks_start(self) -> bool:
+        """Whether any of the starting values is still to be found."""
+        return any(given is None for given in (self.weights_init, self.means_init, self.precisions_init))
+
 
 @dataclass
 class Log:
@@ -117,7 +122,9 @@ def fit(
         for line in (str(plan), *plan.remarks):
             log.say(line)
         executor = executor.sized(plan.blocks_per_task)
-        pilot, n_pilots = _pilot(source, executor, sample_weight, seed, size, log)
+        pilot, n_pilots = _pilot(
+            source, executor, sample_weight, seed, size, log, seeks=last is None and settings.seeks_start
+        )
         _tell_skipped(pilot, source, settings, log)
         _warn_regularisation(pilot, settings.reg_covar)
         result = _solve(source, executor, pilot, settings, _starts(pilot, settings, seed, last, log), log)
@@ -214,7 +221,7 @@ def _starts(pilot: Pilot, settings: Settings, seed: int, last: MixtureParams | N
     if last is not None:
         return [_same_shape(last, structure, k, d)]
     given = _Given.of(settings, structure, k, d)
-    if given.complete:
+    if not settings.seeks_start:
         return [given.over(None)]
     if len(pilot.sample) < k:
         raise DataError(
@@ -246,10 +253,6 @@ class _Given:
             None if precisions is None else checked_precisions(precisions, structure, k, d),
         )
 
-    @property
-    def complete(self) -> bool:
-        return not (self.weights is None or self.means is None or self.covariance is None)
-
     def over(self, found: MixtureParams | None) -> MixtureParams:
         """``found`` with what was given in its place; None where everything is given."""
         base: Any = found
@@ -271,13 +274,18 @@ def _same_shape(last: MixtureParams, structure: type[AbstractCovariance], k: int
     return last
 
 
-def _pilot(source: Source, executor: Executor, sample_weight: Any, seed: int, size: int, log: Log) -> tuple[Pilot, int]:
-    """The pilot, and how many reads it took: two where most of the rows drawn for the sample did not count."""
+def _pilot(
+    source: Source, executor: Executor, sample_weight: Any, seed: int, size: int, log: Log, *, seeks: bool
+) -> tuple[Pilot, int]:
+    """The pilot, and how many reads it took: two where most of the rows drawn for the sample did not count.
+
+    seeks: whether a start will be sought on the sample; without one a small sample is enough.
+    """
     drawn = _sample_rows(source.n_rows, sample_weight, seed, size)
     pilot = take_pilot(source, executor, drawn)
     found = len(pilot.sample)
     more = min(source.n_rows, MOST_DRAWN, size * len(drawn) // max(found, 1))
-    if found >= len(drawn) / 2 or more <= len(drawn):
+    if not seeks or found >= len(drawn) / 2 or more <= len(drawn):
         return pilot, 1
     log.say(
         f"{found:,} of the {len(drawn):,} rows drawn for the start count, the others have weight zero or NaN: one more "

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from streamgmm.checks import check_hyper_parameters, checked_mixture
-from streamgmm.errors import FileFormatError, ParameterError
+from streamgmm.checks import check_hyper_parameters, checked_mixture, finite_numbers
+from streamgmm.errors import FileFormatError
 from streamgmm.files import Contents
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Floats
@@ -62,7 +62,9 @@ class Model:
         draw_seed(self.settings["random_state"])  # whether one can be drawn
         learned, params = self.learned, self.learned.params
         arrays = {"weights": params.weights, "means": params.means, "covariances": params.covariance.values}
-        given = {name: _start(self.settings[name], name) for name in INIT_ARRAYS if self.settings[name] is not None}
+        given = {
+            name: finite_numbers(self.settings[name], name) for name in INIT_ARRAYS if self.settings[name] is not None
+        }
         facts = {
             "params": {name: _plain(value) for name, value in self.settings.items() if name not in INIT_ARRAYS},
             "covariance_type": params.covariance.kind,
@@ -102,7 +104,7 @@ class Model:
             names = tuple(_checked(feature, str) for feature in _checked(facts["feature_names"], list))
             if names and len(names) != params.n_features:
                 raise ValueError(f"{len(names)} feature names for {params.n_features} features")
-            given = {key: None if arrays.get(key) is None else _start(arrays[key], key) for key in INIT_ARRAYS}
+            given = {key: None if arrays.get(key) is None else finite_numbers(arrays[key], key) for key in INIT_ARRAYS}
             settings = {**_checked(facts["params"], dict), **given}
             draw_seed(settings.get("random_state"))
             return cls(learned, settings, names)
@@ -119,17 +121,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else value
-
-
-def _start(values: Any, name: str) -> Floats:
-    """A given start as it is saved; ParameterError where it is not made of finite numbers."""
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ParameterError(f"{name} must be real numbers: {error}.") from error
-    if not np.isfinite(array).all():
-        raise ParameterError(f"{name} must be finite, but it holds NaN or an infinity.")
-    return array
 
 
 def _stored(array: np.ndarray[Any, Any], name: str) -> Floats:
