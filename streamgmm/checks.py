@@ -50,6 +50,24 @@ def _one_of(*names: str) -> Rule:
     return Rule(f"one of {', '.join(map(repr, names))}", lambda v: isinstance(v, str) and v in names)
 
 
+def _forgotten(value: Any) -> float | None:
+    """The share of the past that each row forgets; None where ``value`` says no such thing."""
+    if value is None:
+        return 0.0
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, rows),) = value.items()
+        if name not in ("half_life", "effective_rows") or not _is_amount(rows) or float(rows) < 1.0:
+            return None
+        # (1 - rate)^half_life = 1/2; for weights rate (1 - rate)^i, 1 / sum of squares = (2 - rate) / rate
+        return float(-np.expm1(-np.log(2.0) / float(rows)) if name == "half_life" else 2.0 / (float(rows) + 1.0))
+    return float(value) if _is_amount(value) and 0.0 < float(value) <= 1.0 else None
+
+
+def forgetting_rate(value: Any) -> float:
+    """The share of the past that each row forgets, from the hyper-parameter ``forgetting``, which is checked."""
+    return _forgotten(value) or 0.0
+
+
 RULES: dict[str, Rule] = {
     "n_components": _whole(1),
     "covariance_type": _one_of(*STRUCTURES),
@@ -59,6 +77,14 @@ RULES: dict[str, Rule] = {
     "n_init": _whole(1),
     "init_params": _one_of("auto", "kmeans", "k-means++", "random", "random_from_data"),
     "solver": _one_of("auto", "em"),
+    "step_exponent": Rule("a number above 0.5 and at most 1", lambda v: _is_amount(v) and 0.5 < float(v) <= 1.0),
+    "forgetting": Rule(
+        "None, the share that a row forgets (above 0 and at most 1), {'half_life': ROWS} or {'effective_rows': ROWS} "
+        "with at least one row",
+        lambda v: _forgotten(v) is not None,
+    ),
+    "prior_rows": Rule("None or a number above zero", lambda v: v is None or (_is_amount(v) and float(v) > 0)),
+    "average": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "warm_start": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "verbose": Rule(
         "a whole number of at least 0", lambda v: isinstance(v, (Integral, np.bool_)) and 0 <= int(v) <= LARGEST_COUNT
@@ -72,6 +98,11 @@ def check_hyper_parameters(values: Mapping[str, Any]) -> None:
     for name, rule in RULES.items():
         if not rule.holds(values[name]):
             raise ParameterError(f"{name} must be {rule.words}, but it is {shown(values[name])}.")
+    if values["average"] and values["forgetting"] is not None:
+        raise ParameterError(
+            "average=True is for rows that stay alike, forgetting for rows that change: together they would remember "
+            "what is to be forgotten. Set one of them only."
+        )
 
 
 def checked_weights(weights: Any, k: int, name: str) -> Floats:

@@ -28,16 +28,20 @@ from streamgmm.executors import executor_for, memory_scheduler, single_blas_thre
 from streamgmm.fitting import DEFAULT_TOL, Fit, Log, Settings, fit, fit_plan, pass_plan, sample_size
 from streamgmm.kernel import prepare
 from streamgmm.learned import Learned, Model
+from streamgmm.ledger import Ledger
+from streamgmm.merging import Statistics
+from streamgmm.online import Online
 from streamgmm.params import MixtureParams
 from streamgmm.plan import Plan, machine_bytes
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
 from streamgmm.protocols import Source
-from streamgmm.sources import is_lazy, is_store, open_source, require_unmasked, with_weights
+from streamgmm.sources import is_lazy, is_store, open_source, require_unmasked, stored, with_weights
 from streamgmm.streams import Purpose, draw_seed, stream
 from streamgmm.summary import Summary
+from streamgmm.updating import Updating
 
 
-class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[misc]
     """Gaussian mixture fitted by EM to rows in memory, in a zarr store or in a dask array, in bounded memory.
 
     Parameters and attributes are scikit-learn's where they have the same name. n rows, d features, k components.
@@ -74,6 +78,16 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         Passes between two printed lines.
     solver : {"auto", "em"}
         "em" is textbook EM with scikit-learn's stopping rule; "auto" is the same for now.
+    step_exponent : float
+        In (0.5, 1]. Batches that are learned one by one remember memory^exponent rows once there are many: with 1 all
+        rows count alike for ever; less forgets what was learned from with poorer parameters.
+    forgetting : None, float, {"half_life": rows} or {"effective_rows": rows}
+        Old rows fade at least so fast: the share that every row forgets, the rows after which a row counts half, or the
+        rows of equal weight that are remembered. For rows that change with time.
+    average : bool
+        Publish an average of the running statistics, the later the heavier. For rows that stay alike.
+    prior_rows : float or None
+        Rows that a given mixture counts for when batches are learned after it. None: 30 for every free parameter.
 
     Attributes
     ----------
@@ -90,6 +104,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         Rows learned from, and rows left out because of NaN (see ``open_source``).
     n_features_in_, feature_names_in_ : int, ndarray of str
         Features, and their names where X had any.
+    n_steps_, n_stream_, effective_rows_ : int, int, float
+        Batches learned in a step, those of them that came from a stream, and rows of equal weight that are remembered.
+    report_ : BatchReport
+        What the last batch was like, beside what was expected, and what it changed.
     """
 
     weights_: Any
@@ -116,6 +134,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         verbose: int = 0,
         verbose_interval: int = 10,
         solver: str = "auto",
+        step_exponent: float = 0.9,
+        forgetting: Any = None,
+        average: bool = False,
+        prior_rows: float | None = None,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -132,6 +154,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
         self.verbose_interval = verbose_interval
         self.solver = solver
+        self.step_exponent = step_exponent
+        self.forgetting = forgetting
+        self.average = average
+        self.prior_rows = prior_rows
 
     # -- learning ------------------------------------------------------------------------------------------------
 
@@ -150,15 +176,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         SchedulerError where dask is set to a scheduler that cannot be used, and ClusterError where the processes that
         work are gone or stand still. Warns with ConvergenceWarning where ``max_iter`` ended the fit.
         """
-        before = dict(self.__dict__)
-        try:
-            with single_blas_thread():
-                found = self._fit(X, sample_weight)
-        except BaseException:
-            # what was learned before, and its features, stay as they were
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
+        with self._unchanged_on_error(), single_blas_thread():
+            found = self._fit(X, sample_weight)
         self._warn(found)
         return self
 
@@ -170,6 +189,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         source = self._open(X, sample_weight, reset=True)
         found = fit(source, settings, seed, log, sample_weight=sample_weight, last=last)
         self._learn(found.learned)
+        if found.running is not None:
+            ledger = Ledger() if found.record is None else Ledger((found.record,))
+            self._online = Online.started(found.running, self.n_rows_, self.n_skipped_, ledger)
         return found
 
     def plan(self, X: Any) -> Plan:
@@ -183,15 +205,25 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Fit, then the label of every row: the component with the largest responsibility."""
         return self.fit(X, sample_weight=sample_weight).predict(X)
 
-    def _open(self, X: Any, sample_weight: Any = None, *, reset: bool = False) -> Source:
-        """The source of X; sets n_features_in_ where ``reset``, else refuses another number of features."""
+    def _open(self, X: Any, sample_weight: Any = None, *, reset: bool = False, least_rows: int = 0) -> Source:
+        """The source of X; sets n_features_in_ where ``reset``, else refuses another number of features.
+
+        least_rows: of rows in memory; two where ``reset`` and nothing is said.
+        """
         if is_store(X) or is_lazy(X):
             if reset:
                 self.__dict__.pop("feature_names_in_", None)
         else:
             require_unmasked(X, "the array")
-            X = self._validated(X, reset=reset)
+            X = self._validated(X, reset=reset, least_rows=least_rows or (2 if reset else 1))
         source = open_source(X)
+        rows = stored(source)
+        if rows is not None and rows.reading.waits:
+            rows.require_complete()
+        self._require_features(source, reset=reset)
+        return with_weights(source, sample_weight)
+
+    def _require_features(self, source: Source, *, reset: bool) -> None:
         if reset:
             self.n_features_in_ = source.n_features
         elif source.n_features != self.n_features_in_:
@@ -199,13 +231,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 f"{source.name} has {source.n_features} features, but GaussianMixture is expecting "
                 f"{self.n_features_in_} features as input. Give the features that the model was fitted on."
             )
-        return with_weights(source, sample_weight)
 
-    def _validated(self, X: Any, *, reset: bool) -> Any:
+    def _validated(self, X: Any, *, reset: bool, least_rows: int) -> Any:
         """Rows in memory as an array; feature names are kept, or compared. DataError or DataTypeError if it is none."""
         try:
             return validate_data(
-                self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=2 if reset else 1
+                self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=least_rows
             )
         except TypeError as error:
             raise DataTypeError(str(error)) from error
@@ -216,6 +247,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Publish what was learned as attributes."""
         params = learned.params
         k, d = params.means.shape
+        self._online = None
         # the hyper-parameter may be set anew before the next fit
         self._fitted_type = params.covariance.kind
         self.weights_, self.means_ = params.weights.copy(), params.means.copy()
@@ -292,17 +324,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples < 1:
             raise ParameterError(f"n_samples must be a whole number of at least 1, but it is {shown(n_samples)}.")
         params = self._params()
-        k, d = params.means.shape
+        d = params.n_features
         if 2 * 8 * n_samples * d > machine_bytes():
             raise MemoryPlanError(
                 f"{shown(n_samples)} rows of {d} features do not fit into this machine's memory. Draw them in parts."
             )
-        rng = stream(draw_seed(self.random_state), Purpose.SAMPLES)
-        labels = np.repeat(np.arange(k), rng.multinomial(n_samples, params.weights / params.weights.sum()))
-        rows = rng.standard_normal((n_samples, d))
-        for j, factor in enumerate(np.linalg.cholesky(params.covariance.dense(k, d))):
-            rows[labels == j] = params.means[j] + rows[labels == j] @ factor.T
-        return rows, labels
+        return params.draw(n_samples, stream(draw_seed(self.random_state), Purpose.SAMPLES))
 
     def _rows(self, X: Any, result: RowResult) -> Any:
         check_is_fitted(self, "weights_")
@@ -368,7 +395,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         What scikit-learn has no word for, such as ``solver``, stays behind.
         """
-        return interop.to_sklearn(self._model())
+        model = self._model()
+        return interop.to_sklearn(self._learned(), model.settings, model.feature_names)
 
     def save(self, path: str | Path) -> None:
         """Write the model to one safetensors file: the file at ``path`` is whole at every moment, old or new.
@@ -378,18 +406,24 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         files.write(path, self._model().contents())
 
     def _model(self) -> Model:
-        check_is_fitted(self, "weights_")
+        if self._online is None:
+            check_is_fitted(self, "weights_")
         settings = self.get_params(deep=False)
         if not isinstance(self.random_state, (int, np.integer)):
             settings["random_state"] = None  # a generator's state is not part of what was learned
         names = tuple(str(name) for name in getattr(self, "feature_names_in_", ()))
-        return Model(self._learned(), settings, names)
+        learned = self._learned() if hasattr(self, "weights_") else None
+        return Model(learned, settings, names, self._online)
 
     @classmethod
     def _of(cls, model: Model) -> GaussianMixture:
         """The estimator of a model; TypeError or ValueError where its settings are none of ours."""
         estimator = cls(**model.settings)
-        estimator._learn(model.learned)
+        if model.learned is not None:
+            estimator._learn(model.learned)
+        if model.online is not None:
+            estimator.n_features_in_ = model.online.kept_rows.shape[1]
+            estimator._publish(model.online)
         if model.feature_names:
             estimator.feature_names_in_ = np.asarray(model.feature_names, dtype=object)
         return estimator
@@ -409,10 +443,13 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             lower_bound=learned.lower_bound,
             n_rows=learned.n_rows,
             n_skipped=learned.n_skipped,
+            n_steps=self.n_steps_,
         )
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         words = super().__repr__(N_CHAR_MAX)
+        if self._online is not None and self._online.running is None:
+            return f"{words}\n{self._kept_in_words()}"
         return f"{words}\n{self.describe()}" if hasattr(self, "_fitted_type") else words
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
@@ -423,10 +460,15 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return bundle
 
 
-def load(path: str | Path) -> GaussianMixture:
-    """The model saved at ``path``. FileFormatError where the file is damaged, foreign or from a newer version."""
-    contents = files.read(path, "model")
+def load(path: str | Path) -> Any:
+    """The GaussianMixture, or the Statistics, saved at ``path``.
+
+    Raises FileFormatError where the file is damaged, foreign or from a newer version.
+    """
+    contents = files.read(path, "model", "statistics")
     name = Path(path).name
+    if contents.kind == "statistics":
+        return Statistics.of(contents, name)
     model = Model.of(contents, name)
     try:
         check_hyper_parameters({**GaussianMixture().get_params(deep=False), **model.settings})

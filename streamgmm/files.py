@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from streamgmm.errors import FileFormatError
+from streamgmm.protocols import Floats
 
 FORMAT = 1
 #: Key of the JSON text in the safetensors header
@@ -32,7 +34,7 @@ MOST_ARRAYS = 64
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a file holds. kind: "model". facts: plain JSON values. arrays: named arrays."""
+    """What a file holds. kind: "model" or "statistics". facts: plain JSON values. arrays: named arrays."""
 
     kind: str
     facts: Mapping[str, Any]
@@ -115,12 +117,12 @@ def _replace(target: Path, data: bytes) -> None:
         os.close(directory)
 
 
-def read(path: str | Path, kind: str) -> Contents:
-    """Read and verify a file of ``kind``. FileFormatError where it is damaged, foreign, newer or of another kind."""
+def read(path: str | Path, *kinds: str) -> Contents:
+    """Read and verify a file of one of ``kinds``. FileFormatError where it is damaged, foreign, newer or another."""
     target = _as_path(path)
     try:
         _require_plausible(target)
-        return _read(target, kind)
+        return _read(target, kinds)
     except FileFormatError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
@@ -130,15 +132,16 @@ def read(path: str | Path, kind: str) -> Contents:
         ) from error
 
 
-def _read(path: Path, kind: str) -> Contents:
+def _read(path: Path, kinds: tuple[str, ...]) -> Contents:
     with safe_open(str(path), framework="numpy") as file:
         names = list(file.keys())
         if len(names) > MOST_ARRAYS:
             raise FileFormatError(f"{path.name} holds {len(names):,} arrays, so it is no streamgmm file.")
         header = _header(path, file.metadata())
         arrays = {name: file.get_tensor(name) for name in names}
-    if header["kind"] != kind:
-        raise FileFormatError(f"{path.name} holds a {header['kind']!s:.40}, but a {kind} was asked for.")
+    if header["kind"] not in kinds:
+        asked = " or ".join(kinds)
+        raise FileFormatError(f"{path.name} holds a {header['kind']!s:.40}, but a {asked} was asked for.")
     found, expected = {name: _digest(array) for name, array in arrays.items()}, header["sha256"]
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
@@ -146,7 +149,7 @@ def _read(path: Path, kind: str) -> Contents:
             f"{path.name} is damaged: the contents of {wrong[:MOST_ARRAYS]} do not match their hashes. Take a backup, "
             "or fit again."
         )
-    return Contents(kind, header["facts"], arrays)
+    return Contents(header["kind"], header["facts"], arrays)
 
 
 def _as_path(path: Any) -> Path:
@@ -221,3 +224,47 @@ def _digest(array: np.ndarray[Any, Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(array.reshape(-1).view(np.uint8).data)  # no copy of what may be large
     return digest.hexdigest()
+
+
+# -- plain values of a header ----------------------------------------------------------------------------------------
+
+
+def as_count(value: Any) -> int:
+    """A whole number of at least zero; TypeError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise TypeError(f"{value!r:.40} where a count is expected")
+    return value
+
+
+def as_number(value: Any) -> float:
+    """A finite number; TypeError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+        raise TypeError(f"{value!r:.40} where a finite number is expected")
+    return float(value)
+
+
+def as_amount(value: Any) -> float:
+    """A finite number of at least zero; TypeError otherwise."""
+    if as_number(value) < 0:
+        raise TypeError(f"{value!r:.40} where a number of at least zero is expected")
+    return float(value)
+
+
+def as_floats(arrays: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> Floats:
+    """An array of finite numbers; one without an element is not in the file."""
+    found = as_array(arrays, name, np.dtype(np.float64), shape)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} is not finite")
+    return found
+
+
+def as_array(arrays: Mapping[str, Any], name: str, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> Any:
+    array = arrays.get(name)
+    if array is None:
+        array = np.empty([size or 0 for size in shape], dtype=dtype)
+    fits = len(shape) == array.ndim and all(
+        size in (None, found) for size, found in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        raise TypeError(f"{name!r} holds {array.dtype} of shape {array.shape} where {dtype} of {shape} is expected")
+    return array

@@ -10,20 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from streamgmm.checks import check_hyper_parameters, checked_means, checked_precisions, checked_weights
+from streamgmm.checks import (
+    check_hyper_parameters,
+    checked_means,
+    checked_precisions,
+    checked_weights,
+    forgetting_rate,
+)
 from streamgmm.covariance import STRUCTURES, AbstractCovariance
 from streamgmm.errors import DataError, ParameterError, RegularisationWarning, warn
 from streamgmm.executors import FAN_IN, executor_for
+from streamgmm.growth import Witness
 from streamgmm.history import PassRecord
 from streamgmm.kernel import e_step, prepare, workspace_bytes
 from streamgmm.learned import Learned
+from streamgmm.ledger import StoreRecord
 from streamgmm.params import MixtureParams
 from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.plan import Plan, make_plan
-from streamgmm.protocols import Executor, Integers, Source
+from streamgmm.protocols import Executor, Integers, Readable, Source
 from streamgmm.provenance import provenance
 from streamgmm.solvers.em import FitResult, em
-from streamgmm.sources import is_store
+from streamgmm.solvers.stepwise import Running
+from streamgmm.sources import is_store, stored
 from streamgmm.start import find_start
 from streamgmm.stats import SufficientStats
 from streamgmm.streams import sample_index
@@ -51,6 +60,10 @@ class Settings:
     weights_init: Any
     means_init: Any
     precisions_init: Any
+    step_exponent: float
+    forgetting: float
+    prior_rows: float | None
+    average: bool
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
@@ -63,6 +76,10 @@ class Settings:
             n_components=int(values["n_components"]),
             max_iter=int(values["max_iter"]),
             n_init=int(values["n_init"]),
+            step_exponent=float(values["step_exponent"]),
+            forgetting=forgetting_rate(values["forgetting"]),
+            average=bool(values["average"]),
+            prior_rows=None if values["prior_rows"] is None else float(values["prior_rows"]),
             **{name: values[name] for name in ("init_params", "weights_init", "means_init", "precisions_init")},
         )
 
@@ -104,10 +121,15 @@ class Log:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a fit learned. starved: components that have lost their rows."""
+    """What a fit learned. starved: components that have lost their rows.
+
+    running: what stepwise EM goes on from, None without a pass.  record: of a store, whose rows all count as learned.
+    """
 
     learned: Learned
     starved: tuple[int, ...]
+    running: Running | None = None
+    record: StoreRecord | None = None
 
 
 def fit(
@@ -122,12 +144,21 @@ def fit(
         for line in (str(plan), *plan.remarks):
             log.say(line)
         executor = executor.sized(plan.blocks_per_task)
+        store = stored(opened)
+        witness = None if store is None else Witness(store, executor)
         pilot, n_pilots = _pilot(
-            source, executor, sample_weight, seed, size, log, seeks=last is None and settings.seeks_start
+            source,
+            executor if witness is None else witness.executor,
+            sample_weight,
+            seed,
+            size,
+            log,
+            seeks=last is None and settings.seeks_start,
         )
         _tell_skipped(pilot, source, settings, log)
         _warn_regularisation(pilot, settings.reg_covar)
-        result = _solve(source, executor, pilot, settings, _starts(pilot, settings, seed, last, log), log)
+        starts = starting_parameters(pilot, source.n_features, settings, seed, log, last)
+        result = _solve(source, executor, pilot, settings, starts, log)
     origin = {"seed": f"{seed:032x}", "block_rows": plan.block_rows, **provenance()}
     learned = Learned(
         result.params,
@@ -139,7 +170,9 @@ def fit(
         n_skipped=pilot.n_skipped,
         provenance=origin,
     )
-    return Fit(learned, result.starved)
+    running = None if result.stats is None else Running.of_rows(result.stats, result.params)
+    record = None if witness is None else witness.record()
+    return Fit(learned, result.starved, running, record)
 
 
 def counted(source: Source, executor: Executor, settings: Settings, log: Log) -> Source:
@@ -164,7 +197,7 @@ def _require_rows(n_rows: int, name: str, n_components: int) -> None:
         )
 
 
-def sample_size(source: Source, settings: Settings) -> int:
+def sample_size(source: Readable, settings: Settings) -> int:
     """Rows of the sample that the start is found on."""
     k, d = settings.n_components, source.n_features
     return min(source.n_rows, max(SMALLEST_SAMPLE, 100 * k * (d + 1)), LARGEST_SAMPLE_BYTES // (8 * d))
@@ -215,13 +248,18 @@ def _solve(
     )
 
 
-def _starts(pilot: Pilot, settings: Settings, seed: int, last: MixtureParams | None, log: Log) -> list[MixtureParams]:
-    """The starting parameters of each restart: those of the last fit, given ones, or found on the sample."""
-    structure, k, d = settings.structure, settings.n_components, len(pilot.mean)
+def starting_parameters(
+    pilot: Pilot | None, d: int, settings: Settings, seed: int, log: Log, last: MixtureParams | None = None
+) -> list[MixtureParams]:
+    """The starting parameters of each restart: those of the last fit, given ones, or found on the sample.
+
+    pilot: None where no start has to be sought.
+    """
+    structure, k = settings.structure, settings.n_components
     if last is not None:
-        return [_same_shape(last, structure, k, d)]
+        return [same_shape(last, settings, d)]
     given = _Given.of(settings, structure, k, d)
-    if not settings.seeks_start:
+    if pilot is None or not settings.seeks_start:
         return [given.over(None)]
     if len(pilot.sample) < k:
         raise DataError(
@@ -263,12 +301,13 @@ class _Given:
         )
 
 
-def _same_shape(last: MixtureParams, structure: type[AbstractCovariance], k: int, d: int) -> MixtureParams:
-    """The parameters of the fit before, for a warm start; ParameterError where they describe something else."""
-    if last.means.shape != (k, d) or last.covariance.kind != structure.kind:
+def same_shape(last: MixtureParams, settings: Settings, d: int, what: str = "warm_start") -> MixtureParams:
+    """The parameters of the fit before, to go on from; ParameterError where they describe something else."""
+    kind, k = settings.structure.kind, settings.n_components
+    if last.means.shape != (k, d) or last.covariance.kind != kind:
         raise ParameterError(
-            f"warm_start continues from means of shape {last.means.shape} and {last.covariance.kind!r} covariances, "
-            f"but this fit has {k} components in {d} features with covariance_type={structure.kind!r}. Set "
+            f"{what} continues from means of shape {last.means.shape} and {last.covariance.kind!r} covariances, but "
+            f"now there are {k} components in {d} features with covariance_type={kind!r}. Fit anew, with "
             "warm_start=False, or give the parameters back their old values."
         )
     return last

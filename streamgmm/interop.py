@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,10 @@ def from_sklearn(model: Any) -> Model:
     return Model(learned, settings, tuple(map(str, getattr(model, "feature_names_in_", ()))))
 
 
-def to_sklearn(model: Model) -> Any:
+def to_sklearn(learned: Learned, settings: Mapping[str, Any], feature_names: tuple[str, ...]) -> Any:
     """A fitted ``sklearn.mixture.GaussianMixture``; see the estimator's method."""
     from sklearn.mixture import GaussianMixture as Reference
 
-    learned, settings = model.learned, model.settings
     params = learned.params
     k, d = params.means.shape
     start = settings["init_params"] if settings["init_params"] in STARTS else "kmeans"
@@ -66,8 +66,8 @@ def to_sklearn(model: Model) -> Any:
     reference.converged_, reference.n_iter_ = learned.converged, learned.n_iter
     reference.lower_bound_, reference.lower_bounds_ = learned.lower_bound, list(learned.lower_bounds)
     reference.n_features_in_ = d
-    if model.feature_names:
-        reference.feature_names_in_ = np.asarray(model.feature_names, dtype=object)
+    if feature_names:
+        reference.feature_names_in_ = np.asarray(feature_names, dtype=object)
     return reference
 
 

@@ -41,6 +41,9 @@ LARGEST_WHOLE = 2**53
 
 LARGEST = float(np.finfo(np.float64).max)
 
+#: Sums of squared log densities stay so far below the largest float64 that those of any number of tiles do too.
+LARGEST_SQUARES = 1e290
+
 #: Below this a responsibility is one that was clipped, and adds nothing to a sum of rows.
 LEAST_RESPONSIBILITY = 1e-290
 
@@ -405,6 +408,7 @@ class _Sums:
         self.moments = np.zeros((scorer.n_components, scorer.n_moments))
         self.common = np.zeros(OUTER.size(d) if scorer.shared else 0)
         self.log_likelihood = 0.0
+        self.log_likelihood_squares = 0.0
         self.weight = 0.0
         self.n_rows = 0
         self.n_skipped = 0
@@ -413,10 +417,13 @@ class _Sums:
         """Add the statistics of a tile; ``joint`` (k, b) is scratch space."""
         log_density = responsibilities(scorer, tile, joint)
         require_densities(log_density, block, tile.row)
+        weighted = log_density
         if tile.weights is not None:
             joint *= tile.weights
-            log_density *= tile.weights
-        self.log_likelihood += float(log_density.sum())
+            weighted = log_density * tile.weights
+        self.log_likelihood += float(weighted.sum())
+        with np.errstate(over="ignore"):  # of rows that are very far
+            self.log_likelihood_squares += min(float(weighted @ log_density), LARGEST_SQUARES)
         self.weight += float(tile.features.shape[1] if tile.weights is None else tile.weights.sum())
         self.n_rows += tile.features.shape[1] - tile.n_skipped
         self.n_skipped += tile.n_skipped
@@ -445,6 +452,7 @@ class _Sums:
 
     def stats(self, scorer: Scorer) -> SufficientStats:
         frame = scorer.frame
+        volume = frame.log_volume
         origin = np.tile(frame.shift, (scorer.n_components, 1))
         # the mean as the scorer has it: offsets are what was subtracted, bit for bit
         origin[scorer.centred] = frame.shift + scorer.offsets[scorer.centred] / frame.scale
@@ -454,7 +462,8 @@ class _Sums:
             self.common,
             origin,
             frame.scale,
-            self.log_likelihood + self.weight * frame.log_volume,
+            self.log_likelihood + self.weight * volume,
+            self.log_likelihood_squares + (2.0 * self.log_likelihood + self.weight * volume) * volume,
             self.weight,
             self.n_rows,
             self.n_skipped,
@@ -468,12 +477,14 @@ class MStepReport:
     starved: tuple[int, ...]
 
 
-def m_step(stats: SufficientStats, previous: MixtureParams, reg_covar: float) -> tuple[MixtureParams, MStepReport]:
+def m_step(
+    stats: SufficientStats, previous: MixtureParams, reg_covar: float, least_share: float = 0.0
+) -> tuple[MixtureParams, MStepReport]:
     """Weights, means and covariances that maximise the expected complete log-likelihood (Dempster et al. 1977, sec. 4).
 
     reg_covar: added to the variances, in the data's units squared, as scikit-learn does. A component whose share of
-    the rows is lost in rounding keeps the mean and covariance of ``previous``. Raises NumericalError where a statistic
-    is not finite.
+    the rows is lost in rounding, or below ``least_share``, keeps the mean and covariance of ``previous``. Raises
+    NumericalError where a statistic is not finite.
     """
     if not (np.isfinite(stats.moments).all() and np.isfinite(stats.common).all()):
         raise NumericalError(
@@ -481,7 +492,7 @@ def m_step(stats: SufficientStats, previous: MixtureParams, reg_covar: float) ->
             "power of ten that brings them below about 1e150."
         )
     mass = stats.mass
-    alive = mass > 10.0 * np.finfo(np.float64).eps * stats.weight
+    alive = mass > max(10.0 * np.finfo(np.float64).eps, least_share) * stats.weight
     _, offset = mean_offsets(stats, alive)
     means = np.where(alive[:, None], stats.origin + offset / stats.scale, previous.means)
     covariance = previous.covariance.scaled(stats.scale).updated(stats, alive, reg_covar * stats.scale**2)

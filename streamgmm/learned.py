@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from streamgmm.checks import check_hyper_parameters, checked_mixture, finite_numbers
 from streamgmm.errors import FileFormatError
-from streamgmm.files import Contents
+from streamgmm.files import Contents, as_count, as_number
+from streamgmm.online import Online
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Floats
 from streamgmm.streams import draw_seed
@@ -44,14 +44,46 @@ class Learned:
         """That of the last pass; minus infinity where there was none."""
         return self.lower_bounds[-1] if self.lower_bounds else -np.inf
 
+    def facts(self) -> dict[str, Any]:
+        """All of it but the mixture, as plain values."""
+        return {
+            "covariance_type": self.params.covariance.kind,
+            "converged": self.converged,
+            "n_iter": self.n_iter,
+            "n_passes": self.n_passes,
+            "lower_bounds": [as_number(bound) for bound in self.lower_bounds],
+            "n_rows": self.n_rows,
+            "n_skipped": self.n_skipped,
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> Learned:
+        """What facts and arrays of a file describe; KeyError, TypeError or ValueError where that is no mixture."""
+        return cls(
+            stored_mixture(facts, arrays),
+            converged=_checked(facts["converged"], bool),
+            n_iter=as_count(facts["n_iter"]),
+            n_passes=as_count(facts["n_passes"]),
+            lower_bounds=tuple(as_number(bound) for bound in _checked(facts["lower_bounds"], list)),
+            n_rows=as_count(facts["n_rows"]),
+            n_skipped=as_count(facts["n_skipped"]),
+            provenance=_checked(facts["provenance"], dict),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a model file holds. settings: the hyper-parameters.  feature_names: empty where the rows had none."""
+    """What a model file holds.
 
-    learned: Learned
+    learned: None while rows are kept for a start.  settings: the hyper-parameters.  feature_names: empty where the rows
+    had none.  online: what goes from batch to batch, None where nothing does.
+    """
+
+    learned: Learned | None
     settings: Mapping[str, Any]
     feature_names: tuple[str, ...] = ()
+    online: Online | None = None
 
     def contents(self) -> Contents:
         """The same as arrays and plain values; settings must have all hyper-parameters here.
@@ -60,24 +92,21 @@ class Model:
         """
         check_hyper_parameters(self.settings)
         draw_seed(self.settings["random_state"])  # whether one can be drawn
-        learned, params = self.learned, self.learned.params
-        arrays = {"weights": params.weights, "means": params.means, "covariances": params.covariance.values}
         given = {
             name: finite_numbers(self.settings[name], name) for name in INIT_ARRAYS if self.settings[name] is not None
         }
-        facts = {
+        facts: dict[str, Any] = {
             "params": {name: _plain(value) for name, value in self.settings.items() if name not in INIT_ARRAYS},
-            "covariance_type": params.covariance.kind,
-            "converged": learned.converged,
-            "n_iter": learned.n_iter,
-            "n_passes": learned.n_passes,
-            "lower_bounds": [_finite(bound) for bound in learned.lower_bounds],
-            "n_rows": learned.n_rows,
-            "n_skipped": learned.n_skipped,
             "feature_names": list(self.feature_names),
-            "provenance": dict(learned.provenance),
         }
-        return Contents("model", facts, {**arrays, **given})
+        arrays: dict[str, Any] = dict(given)
+        if self.learned is not None:
+            arrays |= mixture_arrays(self.learned.params)
+            facts |= self.learned.facts()
+        if self.online is not None:
+            arrays |= self.online.arrays()
+            facts["online"] = self.online.facts()
+        return Contents("model", facts, arrays)
 
     @classmethod
     def of(cls, contents: Contents, name: str) -> Model:
@@ -88,36 +117,44 @@ class Model:
         """
         facts = contents.facts
         try:
-            arrays = {key: _stored(array, key) for key, array in contents.arrays.items()}
-            kind = _checked(facts["covariance_type"], str)
-            params = checked_mixture(arrays["weights"], arrays["means"], arrays["covariances"], kind)
-            learned = Learned(
-                params,
-                converged=_checked(facts["converged"], bool),
-                n_iter=_count(facts["n_iter"]),
-                n_passes=_count(facts["n_passes"]),
-                lower_bounds=tuple(_finite(bound) for bound in _checked(facts["lower_bounds"], list)),
-                n_rows=_count(facts["n_rows"]),
-                n_skipped=_count(facts["n_skipped"]),
-                provenance=_checked(facts["provenance"], dict),
-            )
+            arrays = contents.arrays
+            learned = Learned.of(facts, arrays) if "covariance_type" in facts else None
+            online = None
+            if "online" in facts:
+                online = Online.of(facts["online"], arrays, None if learned is None else learned.params)
+            if learned is None and online is None:
+                raise ValueError("no mixture, and no rows for one")
             names = tuple(_checked(feature, str) for feature in _checked(facts["feature_names"], list))
-            if names and len(names) != params.n_features:
-                raise ValueError(f"{len(names)} feature names for {params.n_features} features")
+            n_features = learned.params.n_features if learned else online.kept_rows.shape[1]  # type: ignore[union-attr]
+            if names and len(names) != n_features:
+                raise ValueError(f"{len(names)} feature names for {n_features} features")
             given = {key: None if arrays.get(key) is None else finite_numbers(arrays[key], key) for key in INIT_ARRAYS}
             settings = {**_checked(facts["params"], dict), **given}
             draw_seed(settings.get("random_state"))
-            return cls(learned, settings, names)
+            return cls(learned, settings, names, online)
         except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise FileFormatError(
                 f"{name} does not describe a mixture ({error or type(error).__name__}). Take a backup, or fit again."
             ) from error
 
 
+def mixture_arrays(params: MixtureParams) -> dict[str, Floats]:
+    """A mixture as arrays of a file."""
+    return {"weights": params.weights, "means": params.means, "covariances": params.covariance.values}
+
+
+def stored_mixture(facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> MixtureParams:
+    """The mixture of a file; KeyError, TypeError or ValueError where it is none."""
+    weights, means, covariances = (_stored(arrays[name], name) for name in ("weights", "means", "covariances"))
+    return checked_mixture(weights, means, covariances, _checked(facts["covariance_type"], str))
+
+
 def _plain(value: Any) -> Any:
     """A number of any type as Python's own; anything else as it is."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else value
@@ -133,15 +170,3 @@ def _checked(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{value!r:.40} where {kind.__name__} is expected")
     return value
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise TypeError(f"{value!r:.40} where a count is expected")
-    return value
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
-        raise TypeError(f"{value!r:.40} where a finite number is expected")
-    return float(value)

@@ -8,7 +8,7 @@ import numpy as np
 
 from streamgmm.covariance import AbstractCovariance
 from streamgmm.linalg import frozen, power_of_two
-from streamgmm.protocols import Floats
+from streamgmm.protocols import Floats, Integers
 from streamgmm.stats import Frame
 
 
@@ -40,10 +40,22 @@ class MixtureParams:
 
     def canonical(self) -> MixtureParams:
         """Components by falling weight, then by mean: the order in which a start that we choose is kept."""
-        order = np.lexsort((*self.means.T[::-1], -self.weights))
+        return self.reordered(np.lexsort((*self.means.T[::-1], -self.weights)))
+
+    def reordered(self, order: Integers) -> MixtureParams:
+        """Components ``order``, the numbers they have now."""
         shared = self.covariance.shared
         covariance = self.covariance if shared else type(self.covariance)(self.covariance.values[order])
         return MixtureParams(self.weights[order], self.means[order], covariance)
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[Floats, Integers]:
+        """n rows (n, d) drawn from the mixture, component by component, and their components (n,)."""
+        k, d = self.means.shape
+        labels = np.repeat(np.arange(k), rng.multinomial(n, self.weights / self.weights.sum()))
+        rows = rng.standard_normal((n, d))
+        for j, factor in enumerate(np.linalg.cholesky(self.covariance.dense(k, d))):
+            rows[labels == j] = self.means[j] + rows[labels == j] @ factor.T
+        return rows, labels
 
     def frame(self) -> Frame:
         """Coordinates about the mixture's own mean, scaled by powers of two near its deviations."""

@@ -11,7 +11,7 @@ import numpy as np
 from streamgmm.errors import DataError, NumericalError
 from streamgmm.kernel import Tile, tiles
 from streamgmm.linalg import power_of_two
-from streamgmm.protocols import Block, Executor, Floats, Integers, Source
+from streamgmm.protocols import Block, Executor, Floats, Integers, Readable
 from streamgmm.quadratic import OUTER, unpack
 from streamgmm.stats import Frame, SufficientStats
 
@@ -73,7 +73,7 @@ class Pilot:
         return Frame(shift, power_of_two(np.sqrt(variances)))
 
 
-def take_pilot(source: Source, executor: Executor, sample_index: Integers) -> Pilot:
+def take_pilot(source: Readable, executor: Executor, sample_index: Integers) -> Pilot:
     """Read every row once. sample_index: (m,) rising row numbers to bring back.
 
     Raises DataError where a value is not finite or all weights are zero; NumericalError where squares overflow.
@@ -136,9 +136,7 @@ def _moments(tile: Tile) -> SufficientStats:
     moments = np.concatenate([[weight], z @ weights, OUTER.weighted_sum(z, weights)])
     n_rows = x.shape[1] - tile.n_skipped
     empty = np.empty(0)
-    return SufficientStats(
-        OUTER, moments[None], empty, origin[None], scale, 0.0, weight=weight, n_rows=n_rows, n_skipped=tile.n_skipped
-    )
+    return SufficientStats(OUTER, moments[None], empty, origin[None], scale, 0.0, 0.0, weight, n_rows, tile.n_skipped)
 
 
 def _sampled(tile: Tile, sample_index: Integers) -> tuple[tuple[Floats, Floats], ...]:

@@ -54,22 +54,33 @@ class Block(Protocol):
         """Words for the place of a value: its row, its column and the chunk that holds it."""
 
 
-class Source(Protocol):
-    """Rows in a fixed order, cut into canonical blocks."""
+class Readable(Protocol):
+    """Rows in a fixed order, cut into blocks."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def n_rows(self) -> int:
-        """Raises DataError where nobody knows before the rows are read; ``uncounted`` tells."""
+        """Raises DataError where nobody knows before the rows are read."""
+
+    @property
+    def n_features(self) -> int: ...
+
+    @property
+    def graph(self) -> Mapping[Hashable, Any]:
+        """dask nodes that blocks share; where there are none, blocks need nothing."""
+
+    def blocks(self) -> Sequence[Block]:
+        """The canonical blocks, in order. The last bits of a sum over the rows depend on them."""
+
+
+class Source(Readable, Protocol):
+    """Rows with all that is to be known about reading them."""
 
     @property
     def uncounted(self) -> tuple[str, ...]:
         """Names of what must be read once to know its number of rows: this source, its weights, mostly neither."""
-
-    @property
-    def n_features(self) -> int: ...
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -103,18 +114,11 @@ class Source(Protocol):
         """Tasks a chunk that every read runs again before it has the rows, the read itself not counted."""
 
     @property
-    def graph(self) -> Mapping[Hashable, Any]:
-        """dask nodes that blocks share; where there are none, blocks need nothing."""
-
-    @property
     def checks(self) -> Sequence[Callable[[], None]]:
         """Quick calls that raise in a process that cannot reach the rows."""
 
     def counted(self, executor: Executor) -> Source:
         """The same with nothing uncounted: costs a read of what is."""
-
-    def blocks(self) -> Sequence[Block]:
-        """The canonical blocks, in order. The last bits of a sum over the rows depend on them."""
 
     def chunks(self) -> Sequence[Block]:
         """The rows in the pieces in which they are stored: those of a lazy result."""

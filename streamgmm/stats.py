@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from streamgmm.errors import DataError
-from streamgmm.protocols import Floats
+from streamgmm.protocols import Floats, Integers
 from streamgmm.quadratic import OUTER, AbstractQuadratic
+
+#: Below this a component's mass is made of responsibilities that were clipped, and its moments mean nothing.
+LEAST_MASS = 1e-250
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +38,9 @@ class SufficientStats:
     Coordinates are z = (x - origin) * scale with one origin a component.
 
     moments: (k, 1 + d + q): mass | first | second.  common: the sum over components of the second moments that are
-    not told apart (tied covariance), packed; empty otherwise.  origin: (k, d).  scale: (d,).  log_likelihood: sum of
-    w log p(x), nats, in the data's units.  weight: sum of row weights.  n_rows, n_skipped: rows that count and rows
-    that are left out.
+    not told apart (tied covariance), packed; empty otherwise.  origin: (k, d).  scale: (d,).  log_likelihood,
+    log_likelihood_squares: sums of w log p(x) and of w (log p(x))^2, nats, in the data's units.  weight: sum of row
+    weights.  n_rows, n_skipped: rows that count and rows that are left out.
     """
 
     quadratic: AbstractQuadratic
@@ -46,6 +49,7 @@ class SufficientStats:
     origin: Floats
     scale: Floats
     log_likelihood: float
+    log_likelihood_squares: float
     weight: float
     n_rows: int
     n_skipped: int = 0
@@ -75,6 +79,7 @@ class SufficientStats:
             moments=self.moments + other.moments,
             common=self.common + other.common,
             log_likelihood=self.log_likelihood + other.log_likelihood,
+            log_likelihood_squares=self.log_likelihood_squares + other.log_likelihood_squares,
             weight=self.weight + other.weight,
             n_rows=self.n_rows + other.n_rows,
             n_skipped=self.n_skipped + other.n_skipped,
@@ -87,6 +92,7 @@ class SufficientStats:
             moments=self.moments * factor,
             common=self.common * factor,
             log_likelihood=self.log_likelihood * factor,
+            log_likelihood_squares=self.log_likelihood_squares * factor,
             weight=self.weight * factor,
         )
 
@@ -108,6 +114,34 @@ class SufficientStats:
             common = common * OUTER.stretch(factor) + moved.sum(axis=0)
         moments = np.concatenate([mass, first + mass * shift, second], axis=1)
         return replace(self, moments=moments, common=common, origin=origin, scale=scale)
+
+    def per_weight(self) -> SufficientStats:
+        """The same for rows of weight one in all: moments, log-likelihood and weight divided by the weight."""
+        return replace(self * (1.0 / self.weight), weight=1.0)
+
+    def means(self) -> Floats:
+        """(k, d) means of the components in the data's units; the origin of one whose mass is nothing."""
+        mass = self.mass[:, None]
+        offset = np.divide(self.first, mass, out=np.zeros_like(self.first), where=mass > LEAST_MASS)
+        return self.origin + offset / self.scale
+
+    def reordered(self, order: Integers) -> SufficientStats:
+        """Components ``order``, the numbers they have now."""
+        return replace(self, moments=self.moments[order], origin=self.origin[order])
+
+    def blended(self, new: SufficientStats, step: float) -> SufficientStats:
+        """(1 - step) times these statistics plus step times ``new``, about the means of the result.
+
+        Both are of weight one. Nothing larger than the result is subtracted anywhere (Chan, Golub & LeVeque 1979), so
+        the blend may go on for ever. The counts are those of both.
+        """
+        old_mass, new_mass = (1.0 - step) * self.mass, step * new.mass
+        mass = old_mass + new_mass
+        share = np.divide(new_mass, mass, out=np.zeros_like(mass), where=mass > LEAST_MASS)
+        means = self.means()
+        origin = means + share[:, None] * (new.means() - means)
+        old, new = self.about(origin, new.scale), new.about(origin, new.scale)
+        return replace(old * (1.0 - step) + new * step, weight=1.0)
 
     def _require_same_coordinates(self, other: SufficientStats) -> None:
         if self.quadratic != other.quadratic or self.moments.shape != other.moments.shape:

@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     SAMPLE_ROWS = 1
     STARTS = 2
     SAMPLES = 3
+    EXPECTED = 4
 
 
 def draw_seed(random_state: Any) -> int:

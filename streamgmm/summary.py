@@ -29,7 +29,8 @@ class Summary:
 
     params: the mixture.  feature_names: (d,) or empty for "feature 0", "feature 1", ...  converged, n_iter: whether
     and after how many passes EM stopped.  n_passes: reads of all rows, 0 where none were learned from.  lower_bound:
-    nats a row.  n_rows, n_skipped: rows learned from (None where they were not counted), and rows left out.
+    nats a row.  n_rows, n_skipped: rows learned from (None where they were not counted), and rows left out.  n_steps:
+    batches that were learned in a step.
 
     Raises ParameterError where there are names for more or fewer features than the mixture has.
     """
@@ -42,6 +43,7 @@ class Summary:
     lower_bound: float = -math.inf
     n_rows: int | None = None
     n_skipped: int = 0
+    n_steps: int = 0
 
     def __post_init__(self) -> None:
         d = self.params.n_features
@@ -92,15 +94,17 @@ class Summary:
 
     def _state(self) -> str:
         if not self.n_iter and not self.n_passes:
-            return "not fitted to rows"
+            learned = f"learned from {_many(self.n_rows or 0, 'row')} in {_many(self.n_steps, 'step')}"
+            return learned if self.n_steps else "not fitted to rows"
         state = f"{'converged' if self.converged else 'not converged'} after {_many(self.n_iter, 'pass', 'passes')}"
         if math.isfinite(self.lower_bound):
             state += f", lower bound {self.lower_bound:.6g} nats a row"
         if not self.n_passes:
             return state
         rows = "" if self.n_rows is None else f"{_many(self.n_rows, 'row')} in "
+        steps = f", {_many(self.n_steps, 'step')} since" if self.n_steps else ""
         left_out = f", {self.n_skipped:,} left out" if self.n_skipped else ""
-        return f"{state}; {rows}{_many(self.n_passes, 'read')}{left_out}"
+        return f"{state}; {rows}{_many(self.n_passes, 'read')}{steps}{left_out}"
 
     def _rows(self, most_features: int) -> Iterator[list[str]]:
         shown = np.s_[:MOST_COMPONENTS, :most_features]

@@ -101,7 +101,13 @@ OPTIONS: list[tuple[str, Callable[[Path], Any], dict[str, Any], type[StreamGMMEr
     ),
     ("no policy", stored(ROWS), {"nan_policy": None}, ParameterError, "nan_policy must be 'raise' or 'omit', .* None"),
     ("policies", stored(ROWS), {"nan_policy": np.array(["omit"] * 2)}, ParameterError, "nan_policy must be"),
-    ("chunks", stored(ROWS), {"missing_chunks": "ignore"}, ParameterError, "missing_chunks must be 'refuse' or 'fill'"),
+    (
+        "chunks",
+        stored(ROWS),
+        {"missing_chunks": "ignore"},
+        ParameterError,
+        "missing_chunks must be 'refuse', 'fill' or 'wait'",
+    ),
     ("code", stored(ROWS), {"decode": "CF"}, ParameterError, "decode must be 'refuse' or 'cf', but it is 'CF'"),
     (
         "truth as code",

@@ -199,8 +199,8 @@ def test_facts_and_arrays_that_this_version_does_not_know_are_left_aside(tmp_pat
 
 def test_a_hyper_parameter_that_this_version_does_not_know_is_refused(tmp_path):
     """It says how to fit, and a fit without it would be another one."""
-    with pytest.raises(FileFormatError, match=r"more.sgmm does not describe a mixture .*forgetting"):
-        load(rewritten(tmp_path / "more.sgmm", "tied", params={"forgetting": 0.5}))
+    with pytest.raises(FileFormatError, match=r"more.sgmm does not describe a mixture .*annealing"):
+        load(rewritten(tmp_path / "more.sgmm", "tied", params={"annealing": 0.5}))
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,8 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"has format 99.*Install a newer streamgmm"):
         load(path)
     fitted().save(path)
-    rewritten(path, kind="statistics")
-    with pytest.raises(FileFormatError, match="holds a statistics, but a model was asked for"):
+    rewritten(path, kind="ledger")
+    with pytest.raises(FileFormatError, match="holds a ledger, but a model or statistics was asked for"):
         load(path)
     fitted().save(path)
     rewritten(path, facts={})

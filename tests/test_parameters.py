@@ -53,6 +53,18 @@ def passes_of_a_second_fit(changed: dict[str, Any]) -> int:
     return GaussianMixture(**BASE, **changed).fit(blobs()).fit(blobs()).n_iter_
 
 
+def learned_on(changed: dict[str, Any]) -> Any:
+    """Means after a fit of half the rows and two batches of the others."""
+    model = GaussianMixture(**BASE, **changed).fit(blobs()[:600])
+    return model.partial_fit(blobs()[600:900]).partial_fit(blobs()[900:]).means_.tolist()
+
+
+def learned_after_a_given_mixture(changed: dict[str, Any]) -> Any:
+    covariances = np.linalg.inv(START["precisions_init"])
+    model = GaussianMixture.from_parameters(START["weights_init"], START["means_init"], covariances)
+    return model.set_params(**changed).partial_fit(blobs()).means_.tolist()
+
+
 def printed(**others: Any) -> Seen:
     """The lines that a fit prints."""
 
@@ -100,6 +112,14 @@ TABLE: dict[str, Parameter] = {
     "verbose": Parameter(1, printed(), (-1, 1.5, "1", None)),
     "verbose_interval": Parameter(2, printed(verbose=1), (0, -1, *NOT_WHOLE)),
     "solver": Parameter("em", None, ("newton", "EM", None, 1)),
+    "step_exponent": Parameter(0.6, learned_on, (0.5, 1.1, None, *NOT_AN_AMOUNT)),
+    "forgetting": Parameter(
+        {"half_life": 200},
+        learned_on,
+        (0, 1.5, "slowly", {}, {"half_life": 0.5}, {"rows": 9}, {"half_life": "9"}, True),
+    ),
+    "average": Parameter(True, learned_on, (1, "yes", None)),
+    "prior_rows": Parameter(20, learned_after_a_given_mixture, (0, *NOT_AN_AMOUNT)),
 }
 
 #: names of one thing, until one of them becomes a thing of its own
@@ -152,6 +172,11 @@ WELCOME = [
     ("warm_start", np.bool_(True)),
     ("verbose", False),
     ("verbose_interval", np.uint8(1)),
+    ("step_exponent", np.float32(1)),
+    ("forgetting", np.float64(0.1)),
+    ("forgetting", {"effective_rows": np.int64(100)}),
+    ("average", np.bool_(True)),
+    ("prior_rows", np.int8(3)),
 ]
 
 

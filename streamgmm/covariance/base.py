@@ -60,6 +60,11 @@ class AbstractCovariance(ABC):
         """Their diagonals (k, d)."""
 
     @abstractmethod
+    def second_moments(self, k: int, d: int) -> tuple[Floats, Floats]:
+        """What rows of the components leave on average about their own means: E Q(x - mean) (k, q), and the packed
+        second moment (d (d + 1) / 2,) of a component where it is common to all, empty otherwise."""
+
+    @abstractmethod
     def scaled(self, scale: Floats) -> Self:
         """The covariances of x * scale; exact for powers of two."""
 

@@ -43,6 +43,9 @@ class DiagCovariance(AbstractCovariance):
     def variances(self, k: int, d: int) -> Floats:
         return self.values
 
+    def second_moments(self, k: int, d: int) -> tuple[Floats, Floats]:
+        return self.values, np.empty(0)
+
     def scaled(self, scale: Floats) -> Self:
         return type(self)(self.values * scale**2)
 

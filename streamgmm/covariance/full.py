@@ -43,6 +43,9 @@ class FullCovariance(AbstractCovariance):
     def variances(self, k: int, d: int) -> Floats:
         return np.diagonal(self.values, axis1=1, axis2=2)
 
+    def second_moments(self, k: int, d: int) -> tuple[Floats, Floats]:
+        return pack(self.values), np.empty(0)
+
     def scaled(self, scale: Floats) -> Self:
         return type(self)(self.values * np.outer(scale, scale))
 

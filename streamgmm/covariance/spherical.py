@@ -44,6 +44,9 @@ class SphericalCovariance(AbstractCovariance):
     def variances(self, k: int, d: int) -> Floats:
         return np.broadcast_to(self.values[:, None], (k, d))
 
+    def second_moments(self, k: int, d: int) -> tuple[Floats, Floats]:
+        return d * self.values[:, None], np.empty(0)
+
     def scaled(self, scale: Floats) -> Self:
         return type(self)(self.values * scale[0] ** 2)
 

@@ -10,7 +10,7 @@ from streamgmm.covariance.base import AbstractCovariance, lost_below, mean_offse
 from streamgmm.covariance.roots import AbstractRoot, MatrixRoot
 from streamgmm.linalg import inverse_cholesky
 from streamgmm.protocols import Booleans, Floats
-from streamgmm.quadratic import Nothing, unpack
+from streamgmm.quadratic import Nothing, pack, unpack
 from streamgmm.stats import SufficientStats
 
 
@@ -43,6 +43,9 @@ class TiedCovariance(AbstractCovariance):
 
     def variances(self, k: int, d: int) -> Floats:
         return np.broadcast_to(np.diagonal(self.values), (k, d))
+
+    def second_moments(self, k: int, d: int) -> tuple[Floats, Floats]:
+        return np.empty((k, 0)), pack(self.values)
 
     def scaled(self, scale: Floats) -> Self:
         return type(self)(self.values * np.outer(scale, scale))

@@ -19,13 +19,17 @@ Read = Callable[[tuple[MixtureParams, ...]], tuple[SufficientStats, ...]]
 
 @dataclass(frozen=True)
 class FitResult:
-    """The mixture after the last M-step; lower_bounds are those of the parameters that entered each pass."""
+    """The mixture after the last M-step; lower_bounds are those of the parameters that entered each pass.
+
+    stats: of the last pass, None where there was none.
+    """
 
     params: MixtureParams
     lower_bounds: tuple[float, ...]
     converged: bool
     n_passes: int
     starved: tuple[int, ...]
+    stats: SufficientStats | None = None
 
     @property
     def lower_bound(self) -> float:
@@ -42,6 +46,7 @@ class _Run:
     converged: bool = False
     failure: NumericalError | None = None
     starved: tuple[int, ...] = ()
+    stats: SufficientStats | None = None
 
     @property
     def active(self) -> bool:
@@ -53,7 +58,7 @@ class _Run:
         self.bounds.append(stats.log_likelihood / stats.weight)
         self.params, report = m_step(stats, self.params, reg_covar)
         self.params.covariance.root(*self.params.means.shape)  # a start that degenerates must not stop the others
-        self.starved = report.starved
+        self.starved, self.stats = report.starved, stats
         change = self.bounds[-1] - previous
         self.converged = abs(change) < tol
         return PassRecord(len(self.bounds), self.restart, self.bounds[-1], change, self.converged)
@@ -90,4 +95,4 @@ def em(
     if not alive:
         raise runs[0].failure  # type: ignore[misc]
     best = max(alive, key=lambda run: run.bounds[-1] if run.bounds else -np.inf)
-    return FitResult(best.params, tuple(best.bounds), best.converged, n_passes, best.starved)
+    return FitResult(best.params, tuple(best.bounds), best.converged, n_passes, best.starved, best.stats)

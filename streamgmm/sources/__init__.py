@@ -13,11 +13,25 @@ from streamgmm.errors import DataError, DataTypeError, ParameterError, shown
 from streamgmm.protocols import Source
 from streamgmm.sources.dask_array import DaskSource
 from streamgmm.sources.dtypes import require_unmasked
+from streamgmm.sources.growing import look, place_key, rows_written
 from streamgmm.sources.memory import MemorySource
 from streamgmm.sources.weighted import WeightedSource, checked_weights
 from streamgmm.sources.zarr_array import Reading, ZarrSource, open_zarr, pick_array, require_reachable
 
-__all__ = ["DaskSource", "is_lazy", "is_store", "open_source", "require_reachable", "require_unmasked", "with_weights"]
+__all__ = [
+    "DaskSource",
+    "ZarrSource",
+    "is_lazy",
+    "is_store",
+    "look",
+    "open_source",
+    "place_key",
+    "require_reachable",
+    "require_unmasked",
+    "rows_written",
+    "stored",
+    "with_weights",
+]
 
 
 def is_lazy(x: Any) -> bool:
@@ -57,11 +71,13 @@ def open_source(
         What to do with a row that has NaN in any feature: refuse it with its place, or leave it out. Rows left out are
         counted in ``n_skipped_``; their label is -1, their responsibilities and log density NaN. An infinity is
         refused always.
-    missing_chunks : {"refuse", "fill"}
+    missing_chunks : {"refuse", "fill", "wait"}
         What to do with chunks that a zarr store does not hold, and shards of zero length, which zarr reads as the
         fill value: refuse the store, naming the chunks and their rows, or accept the fill value. Where that is NaN,
         ``nan_policy="omit"`` accepts it too: they are rows to leave out. zarr itself does not store a chunk that holds
         nothing but the fill value, unless told to. A chunk that is absent inside a shard is not seen by this.
+        "wait" is for ``update``, which learns the rows before the first chunk that is not there yet; everything else
+        takes it as "refuse".
     decode : {"refuse", "cf"}
         What to do with a zarr array whose attributes say that its numbers are packed by the CF conventions
         (scale_factor, add_offset, _FillValue, missing_value): refuse it, or decode it. Then values are stored numbers
@@ -80,18 +96,18 @@ def open_source(
     ParameterError
         An option is unknown, or describes something else than ``x``.
     """
-    omits_nan, fills, decodes = (
-        _chosen(name, value)
-        for name, value in (("nan_policy", nan_policy), ("missing_chunks", missing_chunks), ("decode", decode))
-    )
+    said = {"nan_policy": nan_policy, "missing_chunks": missing_chunks, "decode": decode}
+    for name, value in said.items():
+        _require_choice(name, value)
+    omits_nan, decodes = nan_policy == "omit", decode == "cf"
     if isinstance(x, (str, Path, zarr.Array, zarr.Group)):
-        reading = Reading(omits_nan, fills, decodes)
+        reading = Reading(omits_nan, missing_chunks == "fill", decodes, missing_chunks == "wait")
         if isinstance(x, (str, Path)):
             return ZarrSource.of(open_zarr(x, array, storage_options), block_rows, reading=reading)
         if storage_options is not None:
             raise ParameterError("storage_options say how a URL is reached, but the store given is open already.")
         return ZarrSource.of(pick_array(x, array), block_rows, reading=reading)
-    if array is not None or storage_options is not None or fills or decodes:
+    if array is not None or storage_options is not None or missing_chunks != "refuse" or decodes:
         raise ParameterError(
             "array, storage_options, missing_chunks and decode describe a zarr store, but the rows given are not in "
             "one."
@@ -118,16 +134,15 @@ def open_source(
     )
 
 
-#: The choices of open_source that describe rows: the careful one, which is the default, and the other.
-CHOICES = {"nan_policy": ("raise", "omit"), "missing_chunks": ("refuse", "fill"), "decode": ("refuse", "cf")}
+#: The choices of open_source that describe rows; the careful one, which is the default, comes first.
+CHOICES = {"nan_policy": ("raise", "omit"), "missing_chunks": ("refuse", "fill", "wait"), "decode": ("refuse", "cf")}
 
 
-def _chosen(name: str, value: Any) -> bool:
-    """Whether ``value`` is the other choice. ParameterError where it is none of the two."""
-    careful, other = CHOICES[name]
-    if not isinstance(value, str) or value not in (careful, other):
-        raise ParameterError(f"{name} must be {careful!r} or {other!r}, but it is {shown(value)}.")
-    return bool(value == other)
+def _require_choice(name: str, value: Any) -> None:
+    """ParameterError where ``value`` is none of the choices."""
+    *first, last = map(repr, CHOICES[name])
+    if not isinstance(value, str) or value not in CHOICES[name]:
+        raise ParameterError(f"{name} must be {', '.join(first)} or {last}, but it is {shown(value)}.")
 
 
 def with_weights(source: Source, sample_weight: Any) -> Source:
@@ -143,6 +158,12 @@ def with_weights(source: Source, sample_weight: Any) -> Source:
     if not weighted.uncounted:
         weighted.require_lengths()
     return weighted
+
+
+def stored(source: Source) -> ZarrSource | None:
+    """The zarr array that the rows of a source lie in; None where they come from elsewhere."""
+    rows = source.source if isinstance(source, WeightedSource) else source
+    return rows if isinstance(rows, ZarrSource) else None
 
 
 def _open_weights(sample_weight: Any, source: Source) -> Source:

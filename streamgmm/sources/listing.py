@@ -72,14 +72,11 @@ def absent_chunks(array: zarr.Array[Any]) -> Absent:
 def _absent(array: zarr.Array[Any]) -> Absent:
     shape = array.shards or array.chunks
     grid = [range(-(-size // step)) for size, step in zip(array.shape, shape, strict=True)]
-    prefix = f"{array.path}/" if array.path else ""
 
     def key(place: tuple[int, ...]) -> str:
-        return prefix + array.metadata.encode_chunk_key(place)
+        return chunk_key(array, place)
 
-    held = sync(_keys(array, prefix))
-    if prefix + DESCRIPTIONS[array.metadata.zarr_format] not in held:  # what does not show even this is no listing
-        held = sync(_chosen(array.store.exists, map(key, product(*grid))))
+    held = sync(held_keys(array, map(key, product(*grid))))
     if array.shards is not None:
         held = sync(_chosen(array.store.getsize, held.intersection(map(key, product(*grid)))))
     absent = (place for place in product(*grid) if key(place) not in held)
@@ -89,7 +86,24 @@ def _absent(array: zarr.Array[Any]) -> Absent:
     return Absent(unit, count, prod(map(len, grid)), first, int(shape[0]), int(array.shape[0]))
 
 
-async def _keys(array: zarr.Array[Any], prefix: str) -> set[str]:
+def chunk_key(array: zarr.Array[Any], place: tuple[int, ...]) -> str:
+    """Where the store keeps the chunk (shard) with these numbers along (rows, features)."""
+    return _prefix(array) + array.metadata.encode_chunk_key(place)
+
+
+def _prefix(array: zarr.Array[Any]) -> str:
+    return f"{array.path}/" if array.path else ""
+
+
+async def held_keys(array: zarr.Array[Any], keys: Iterable[str]) -> set[str]:
+    """What the store holds: all that it lists, or those of ``keys`` that it has where it does not list."""
+    held = await _listed_keys(array, _prefix(array))
+    if _prefix(array) + DESCRIPTIONS[array.metadata.zarr_format] not in held:  # what does not show even this is none
+        return await _chosen(array.store.exists, keys)
+    return held
+
+
+async def _listed_keys(array: zarr.Array[Any], prefix: str) -> set[str]:
     """All that the store lists below ``prefix``; nothing where it cannot, or may not."""
     try:
         return {key async for key in array.store.list_prefix(prefix)}

@@ -28,12 +28,13 @@ class Reading:
     """What the user said about the values of a store.
 
     omits_nan: rows with NaN are left out.  fills: chunks that are not there may be read as the fill value.  decodes:
-    packed numbers are decoded by the CF conventions.
+    packed numbers are decoded by the CF conventions.  waits: chunks that are not there may still come.
     """
 
     omits_nan: bool = False
     fills: bool = False
     decodes: bool = False
+    waits: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +101,18 @@ class ZarrBlock:
 
 @dataclass(frozen=True, eq=False)
 class ZarrSource:
-    """A zarr array of shape (n, d)."""
+    """A zarr array of shape (n, d).
+
+    unit_rows: rows that are learned in one step where the array grows: those of a shard, else a chunk, or
+    ``block_rows`` where the user gave it.
+    """
 
     array: zarr.Array[Any]
     name: str
     block_rows: int
+    unit_rows: int
     packing: Packing | None = None
-    omits_nan: bool = False
+    reading: Reading = Reading()
     in_memory: bool = False
     uncounted: tuple[str, ...] = ()
     divisible: bool = True
@@ -137,9 +143,15 @@ class ZarrSource:
         packing = packing_of(array.attrs.asdict(), dtype, array.fill_value, form, name)
         if packing is not None and not reading.decodes:
             raise DataError(_packed(name, packing, column=column))
-        if not reading.fills:
-            _require_complete(array, name, packing, reading, column=column)
-        return cls(array, name, size, packing, reading.omits_nan)
+        unit = _grid(array)[0] if block_rows is None else size
+        source = cls(array, name, size, unit, packing, reading)
+        if not reading.waits:
+            source.require_complete(column=column)
+        return source
+
+    @property
+    def omits_nan(self) -> bool:
+        return self.reading.omits_nan
 
     @property
     def n_rows(self) -> int:
@@ -164,6 +176,30 @@ class ZarrSource:
     @property
     def checks(self) -> list[Callable[[], None]]:
         return [partial(require_reachable, self.array, self.name)]
+
+    def require_complete(self, *, column: bool = False) -> None:
+        """SourceError where the listing lacks chunks whose fill value would be taken for rows.
+
+        Where the fill value is NaN, and rows with NaN are left out, it is what the user asked for.
+        """
+        absent = None if self.reading.fills else absent_chunks(self.array)
+        if absent is None or not absent.count:
+            return
+        stored = self.array.fill_value if self.array.fill_value is not None else 0
+        fill, packing = np.asarray(stored, dtype=self.array.dtype), self.packing
+        value = (fill if packing is None else packing.decoded(fill.reshape(1), lambda *_: "the fill value")).item()
+        if np.isnan(value) and self.omits_nan:
+            return
+        ways_out = ['open_source(..., missing_chunks="fill") accepts that']
+        if np.isnan(value):
+            ways_out = ['open_source(..., nan_policy="omit") leaves such rows out']
+        if column:
+            ways_out = ["a dask array, dask.array.from_zarr(PATH), accepts that"]
+        raise SourceError(
+            f"{self.name} lacks {absent}. zarr reads what is not there as the fill value {value}, without a word. If "
+            f"the rows really have that value (zarr does not store such chunks by default), {ways_out[0]}; otherwise "
+            f"restore the {absent.unit}s."
+        )
 
     def counted(self, executor: Executor) -> ZarrSource:
         return self
@@ -249,32 +285,6 @@ def _packed(name: str, packing: Packing, *, column: bool) -> str:
         "numbers are the values."
     )
     return f"{name} holds packed numbers, not values: its attributes are {', '.join(packing.names)}. {way_out}"
-
-
-def _require_complete(
-    array: zarr.Array[Any], name: str, packing: Packing | None, reading: Reading, *, column: bool
-) -> None:
-    """SourceError where the listing lacks chunks whose fill value would be taken for rows.
-
-    Where the fill value is NaN, and rows with NaN are left out, it is what the user asked for.
-    """
-    absent = absent_chunks(array)
-    if not absent.count:
-        return
-    fill = np.asarray(array.fill_value if array.fill_value is not None else 0, dtype=array.dtype)
-    value = (fill if packing is None else packing.decoded(fill.reshape(1), lambda *_: "the fill value")).item()
-    if np.isnan(value) and reading.omits_nan:
-        return
-    ways_out = ['open_source(..., missing_chunks="fill") accepts that']
-    if np.isnan(value):
-        ways_out = ['open_source(..., nan_policy="omit") leaves such rows out']
-    if column:
-        ways_out = ["a dask array, dask.array.from_zarr(PATH), accepts that"]
-    raise SourceError(
-        f"{name} lacks {absent}. zarr reads what is not there as the fill value {value}, without a word. If the rows "
-        f"really have that value (zarr does not store such chunks by default), {ways_out[0]}; otherwise restore the "
-        f"{absent.unit}s."
-    )
 
 
 def _without_secrets(path: str) -> str:

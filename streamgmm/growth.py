@@ -1,0 +1,154 @@
+"""What of a store that grows is new, and whether what was learned of it before is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from streamgmm.errors import DataError
+from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
+from streamgmm.ledger import Ledger, StoreRecord, Unit
+from streamgmm.protocols import Block, Executor
+from streamgmm.sources import ZarrSource, look, place_key, rows_written
+
+#: Units that a sentence names.
+MOST_NAMED = 3
+
+#: Size and time of the chunks of rows [start, stop).
+StampOf = Callable[[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What of a store is to be learned. units: [start, stop) of each, in order.  waiting: rows that are there but not
+    learned yet, and ``why``.  record: what was learned of the store before."""
+
+    record: StoreRecord
+    units: tuple[tuple[int, int], ...]
+    stamps: tuple[tuple[int, int], ...]
+    waiting: int = 0
+    why: str = ""
+
+
+def growth(
+    ledger: Ledger, source: ZarrSource, executor: Executor, stop: Any, *, flush: bool, say: Callable[[str], None]
+) -> tuple[Ledger, Growth]:
+    """What of a store is new, and can be learned. Raises DataError where what was learned before has changed.
+
+    Also the ledger, in which a store that has moved has its new place.
+    """
+    written = look(source.array)  # before the rows are read: what is written meanwhile is seen the next time
+    said = rows_written(source, stop)
+    ledger, record = _known(ledger, source, executor, say)
+    record = _unchanged(record, source, executor, written.stamp)
+    learned, why = record.n_rows, ""
+    end = source.n_rows if flush else max(0, written.last) * source.grid_rows
+    if said is not None:
+        end = said
+    elif end < source.n_rows:
+        why = "nothing that follows on them shows that they are written; say stop=ROWS, or flush=True for all"
+    hole = None if source.reading.fills else written.absent(learned, end)
+    if hole is not None:
+        where = f"chunk {hole} (from row {hole * source.grid_rows:,} on) is not there"
+        if flush or said is not None or not source.reading.waits:
+            raise DataError(
+                f"{source.name}: {where}, though rows up to {end:,} are said to be written. Write it, or wait for the "
+                "writer, before the rows behind it are learned."
+            )
+        end, why = hole * source.grid_rows, f"{where} yet"
+    units = _cut(learned, end, source.unit_rows, flush=flush)
+    reached = units[-1][1] if units else learned
+    if not why and reached < end:
+        why = "a rest of less than a unit waits for more rows; flush=True learns it now"
+    stamps = tuple(written.stamp(*unit) for unit in units)
+    return ledger, Growth(record, units, stamps, max(0, source.n_rows - reached), why)
+
+
+def _cut(start: int, stop: int, size: int, *, flush: bool) -> tuple[tuple[int, int], ...]:
+    """The units of rows [start, stop): they end at multiples of ``size``; a rest counts where ``flush``."""
+    units = []
+    while start < stop:
+        end = (start // size + 1) * size
+        if end > stop and not flush:
+            break
+        units.append((start, min(end, stop)))
+        start = end
+    return tuple(units)
+
+
+class Witness:
+    """What a fit notes of a store, all of whose rows it learns: how its chunks are now, and how its rows read."""
+
+    def __init__(self, source: ZarrSource, executor: Executor) -> None:
+        self._source = source
+        self._written = look(source.array)  # before the rows are read
+        self.executor = FingerprintingExecutor(executor, source.unit_rows)
+
+    def record(self) -> StoreRecord:
+        """The record of the store, once ``executor`` has read all of it."""
+        source, marks = self._source, self.executor.fingerprints
+        cut = _cut(0, source.n_rows, source.unit_rows, flush=True)
+        units = [Unit(*rows, mark, self._written.stamp(*rows)) for rows, mark in zip(cut, marks, strict=True)]
+        return StoreRecord.of_units(place_key(source.array), source.name, units)
+
+
+def _known(
+    ledger: Ledger, source: ZarrSource, executor: Executor, say: Callable[[str], None]
+) -> tuple[Ledger, StoreRecord]:
+    """The record of a store: by its place, else by its first and last rows, for it may have moved."""
+    key = place_key(source.array)
+    record = ledger.store(key)
+    if record is not None:
+        return ledger, record
+    for known in ledger.stores:
+        units = known.units()
+        ends = [units[0], units[-1]] if units and units[-1].stop <= source.n_rows else []
+        if ends and _fingerprints(source, executor, ends) == [unit.fingerprint for unit in ends]:
+            say(f"{source.name} is taken for {known.name}, learned before at another place: its rows are the same")
+            moved_here = replace(known, key=key, name=source.name)
+            stores = tuple(moved_here if store is known else store for store in ledger.stores)
+            return replace(ledger, stores=stores), moved_here
+    return ledger, StoreRecord.empty(key, source.name)
+
+
+def _unchanged(record: StoreRecord, source: ZarrSource, executor: Executor, stamp: StampOf) -> StoreRecord:
+    """The record with the stamps of today. DataError names the rows that were learned and have changed since.
+
+    Rows whose chunks were written again since are read and compared with their fingerprints, and so are the last ones
+    where the store does not say when a chunk was written.
+    """
+    if source.n_rows < record.n_rows:
+        raise DataError(
+            f"{source.name} has {source.n_rows:,} rows, but {record.n_rows:,} of it were learned before. It was cut or "
+            "replaced; restore it, or fit again."
+        )
+    units = record.units()
+    stamps = [stamp(unit.start, unit.stop) for unit in units]
+    suspects = [unit for unit, now in zip(units, stamps, strict=True) if unit.stamp != now]
+    if units and not any(size for size, _ in stamps):
+        suspects = [units[-1]]
+    if not suspects:
+        return record
+    found = _fingerprints(source, executor, suspects)
+    changed = [unit for unit, mark in zip(suspects, found, strict=True) if unit.fingerprint != mark]
+    if changed:
+        more = f" and {len(changed) - MOST_NAMED:,} more" if len(changed) > MOST_NAMED else ""
+        named = ", ".join(map(str, changed[:MOST_NAMED]))
+        raise DataError(
+            f"{source.name}: {named}{more} were learned before and have changed since. Running statistics cannot take "
+            'them back: restore the rows, or fit again (solver="incremental" can learn them anew).'
+        )
+    return replace(record, stamps=np.array(stamps, dtype=np.int64).reshape(-1, 2))
+
+
+def _fingerprints(source: ZarrSource, executor: Executor, units: list[Unit]) -> list[bytes]:
+    watching = FingerprintingExecutor(executor, WHOLE)
+    watching.map_reduce(_read, None, [source.block(unit.start, unit.stop) for unit in units])
+    return list(watching.fingerprints)
+
+
+def _read(shared: None, block: Block) -> int:
+    return sum(len(piece.rows) for piece in block.pieces())

@@ -1,0 +1,156 @@
+"""What a model carries from batch to batch, as one value, and how it lies in a model file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from streamgmm.checks import checked_mixture
+from streamgmm.drift import Chart
+from streamgmm.files import as_amount, as_array, as_count, as_floats, as_number
+from streamgmm.ledger import FINGERPRINT_BYTES, Ledger, StoreRecord
+from streamgmm.params import MixtureParams
+from streamgmm.protocols import Floats, Integers
+from streamgmm.solvers.stepwise import Average, Running
+from streamgmm.stored_stats import arrays_of, facts_of, stats_of
+
+
+@dataclass(frozen=True, eq=False)
+class Online:
+    """What a model carries from batch to batch.
+
+    running: None while rows are kept for a start.  chart: of drift.  kept_rows, kept_weights: (m, d) and (m,), empty
+    once the model has started.  n_steps: batches that were learned in a step.
+    """
+
+    running: Running | None
+    chart: Chart | None
+    kept_rows: Floats
+    kept_weights: Floats
+    ledger: Ledger = field(default_factory=Ledger)
+    n_rows: int = 0
+    n_skipped: int = 0
+    n_steps: int = 0
+
+    @classmethod
+    def nothing(cls, d: int) -> Online:
+        """Before the first batch of d features."""
+        return cls(None, None, np.empty((0, d)), np.empty(0))
+
+    @classmethod
+    def started(cls, running: Running, n_rows: int, n_skipped: int, ledger: Ledger | None = None) -> Online:
+        """With a mixture that was learned from so many rows."""
+        nothing, blank = cls.nothing(running.params.n_features), Chart.blank(running.params)
+        return replace(nothing, running=running, chart=blank, ledger=ledger or Ledger()).with_counts(n_rows, n_skipped)
+
+    def with_counts(self, n_rows: int, n_skipped: int) -> Online:
+        """After so many more rows were learned, and left out."""
+        return replace(self, n_rows=self.n_rows + n_rows, n_skipped=self.n_skipped + n_skipped)
+
+    def reordered(self, order: Integers) -> Online:
+        """Components ``order``, the numbers they have now."""
+        running = None if self.running is None else self.running.reordered(order)
+        chart = None if self.chart is None else replace(self.chart, innovation=self.chart.innovation[order])
+        return replace(self, running=running, chart=chart)
+
+    # -- in a file -------------------------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All that is an array, by its name in a file; what has no element is left out."""
+        found: dict[str, np.ndarray[Any, Any]] = {"kept_rows": self.kept_rows, "kept_weights": self.kept_weights}
+        if self.running is not None:
+            found |= arrays_of(self.running.stats, "running")
+            if self.running.average is not None:
+                params = self.running.params
+                found |= arrays_of(self.running.average.stats, "average")
+                found |= {"running_weights": params.weights, "running_means": params.means}
+                found |= {"running_covariances": params.covariance.values}
+        if self.chart is not None:
+            found["chart_innovation"] = self.chart.innovation
+        for name in _LEDGER:
+            parts = [getattr(record, name) for record in self.ledger.stores]
+            if parts:
+                found[f"ledger_{name}"] = np.concatenate(parts)
+        return {name: array for name, array in found.items() if array.size}
+
+    def facts(self) -> dict[str, Any]:
+        """All that is not an array, as plain values."""
+        running, average = self.running, None if self.running is None else self.running.average
+        return {
+            "n_features": self.kept_rows.shape[1],
+            "n_rows": self.n_rows,
+            "n_skipped": self.n_skipped,
+            "n_steps": self.n_steps,
+            "running": running and {**facts_of(running.stats), "memory": running.memory, "squares": running.squares},
+            "average": average and {**facts_of(average.stats), "rows": average.rows},
+            "chart": self.chart and {"surplus": self.chart.surplus, "noise": self.chart.noise},
+            "stores": [[record.key, record.name, len(record.stops)] for record in self.ledger.stores],
+            "batches": dict(self.ledger.batches),
+            "n_stream": self.ledger.n_stream,
+        }
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], arrays: Mapping[str, Any], published: MixtureParams | None) -> Online:
+        """What ``facts`` and ``arrays`` describe. published: the mixture of the file, None where it has none yet.
+
+        Raises KeyError, TypeError or ValueError where that is nothing that a model can carry.
+        """
+        d = as_count(facts["n_features"])
+        if not 1 <= d < 2**31 or (published is not None and d != published.n_features):
+            raise ValueError(f"{d} features in what is carried from batch to batch")
+        kept = as_floats(arrays, "kept_rows", (None, d)), as_floats(arrays, "kept_weights", (None,))
+        if len(kept[0]) != len(kept[1]) or (kept[1] <= 0).any():
+            raise ValueError("rows that are kept without a weight above zero each")
+        running = None if facts["running"] is None else _running(facts, arrays, published)
+        if running is None and published is not None:
+            raise ValueError("a mixture without the statistics that made it")
+        chart = facts["chart"]
+        if chart is not None:
+            shape = (None if published is None else published.n_components, 1 + d)
+            chart = Chart(
+                as_floats(arrays, "chart_innovation", shape), as_number(chart["surplus"]), as_amount(chart["noise"])
+            )
+        n_rows, n_skipped, n_steps = (as_count(facts[name]) for name in ("n_rows", "n_skipped", "n_steps"))
+        return cls(running, chart, *kept, _ledger(facts, arrays), n_rows, n_skipped, n_steps)
+
+
+#: Arrays of a store's record.
+_LEDGER = ("stops", "fingerprints", "stamps")
+
+
+def _running(facts: Mapping[str, Any], arrays: Mapping[str, Any], published: MixtureParams | None) -> Running:
+    if published is None:
+        raise ValueError("running statistics without a mixture")
+    said, average = facts["running"], facts["average"]
+    memory, squares = as_amount(said["memory"]), as_amount(said["squares"])
+    if not 0 < squares <= 1e6:
+        raise ValueError(f"{squares} as the sum of squared weights")
+    stats = stats_of(said, arrays, "running", published)
+    if average is None:
+        return Running(stats, published, memory, squares)
+    weights, means, covariances = (arrays[f"running_{name}"] for name in ("weights", "means", "covariances"))
+    params = checked_mixture(weights, means, covariances, published.covariance.kind)
+    if params.means.shape != published.means.shape:
+        raise ValueError("running parameters of another shape than the published ones")
+    averaged = Average(stats_of(average, arrays, "average", published), published, as_amount(average["rows"]))
+    return Running(stats, params, memory, squares, averaged)
+
+
+def _ledger(facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> Ledger:
+    said = [(str(key), str(name), as_count(n)) for key, name, n in facts["stores"]]
+    total = sum(n for *_, n in said)
+    stops = as_array(arrays, "ledger_stops", np.dtype(np.int64), (total,))
+    stamps = as_array(arrays, "ledger_stamps", np.dtype(np.int64), (total, 2))
+    marks = as_array(arrays, "ledger_fingerprints", np.dtype(np.uint8), (total, FINGERPRINT_BYTES))
+    records, first = [], 0
+    for key, name, n in said:
+        part = slice(first, first + n)
+        if n and not (np.diff(stops[part], prepend=0) > 0).all():
+            raise ValueError("units of a store that do not follow on each other")
+        records.append(StoreRecord(key, name, stops[part], marks[part], stamps[part]))
+        first += n
+    batches = {str(name): as_count(n) for name, n in facts["batches"].items()}
+    return Ledger(tuple(records), batches, as_count(facts["n_stream"]))

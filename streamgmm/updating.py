@@ -1,0 +1,361 @@
+"""What the estimator learns batch by batch: partial_fit, update, fit_stream; and what sites share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from streamgmm.drift import BatchReport, UpdateReport
+from streamgmm.errors import DataError, ParameterError, shown
+from streamgmm.executors import executor_for, single_blas_thread
+from streamgmm.fitting import Log, Settings, pass_plan, same_shape, sample_size
+from streamgmm.growth import growth
+from streamgmm.kernel import m_step
+from streamgmm.learned import Learned
+from streamgmm.learning import Batch, learn_batch, learn_units, of_mixture, start_rows, statistics_of
+from streamgmm.merging import Statistics
+from streamgmm.online import Online
+from streamgmm.params import MixtureParams
+from streamgmm.protocols import Executor, Integers, Source
+from streamgmm.provenance import provenance
+from streamgmm.solvers.stepwise import Running
+from streamgmm.sources import is_store, open_source, stored
+from streamgmm.streams import draw_seed
+
+#: Seconds between two checkpoints.
+CHECKPOINT_SECONDS = 60.0
+
+
+class Updating:
+    """Methods of the estimator. What goes from batch to batch is ``_online``; what is published follows from it."""
+
+    report_: BatchReport
+    _online: Online | None = None
+
+    def partial_fit(self: Any, X: Any, y: Any = None, *, sample_weight: Any = None) -> Any:
+        """Learn one batch of rows in one step of stepwise EM (Cappé & Moulines 2009); any number of rows.
+
+        X, sample_weight: as in ``fit``. The batch is compared with what the model expects before it is learned; the
+        report is ``report_``. A model without a mixture keeps the rows until there are ten for every free parameter,
+        and finds a start on them. After ``fit`` the statistics of its last pass go on, and count as its rows; a mixture
+        that came from elsewhere counts ``prior_rows``.
+
+        Raises what ``fit`` raises for rows that cannot be learned from, and the model is then as it was before.
+        """
+        with self._unchanged_on_error(), single_blas_thread():
+            self._learn_one(X, sample_weight)
+        return self
+
+    def update(
+        self: Any,
+        X: Any,
+        *,
+        batch_id: str | None = None,
+        stop: int | str | None = None,
+        flush: bool = False,
+        checkpoint: str | Path | None = None,
+    ) -> UpdateReport:
+        """Learn what has not been learned yet, each row once, and say what was done.
+
+        A store that grows by whole rows is learned unit by unit, in order, one step each: a unit is a shard, else a
+        chunk (``open_source(..., block_rows=)`` sets it). All rows of a store that was fitted count as learned. What
+        was learned is part of the model, and is saved with it in one file.
+
+        Parameters
+        ----------
+        X : str, Path, zarr.Array, zarr.Group or Source
+            The store. With ``batch_id`` anything that ``fit`` takes.
+        batch_id : str, optional
+            The name of the batch X, which is learned in one step unless a batch of that name was learned before.
+        stop : int or str, optional
+            Rows that are written, or the name of an attribute of the array in which the writer keeps that number.
+            Without it only units are learned that are followed by a later chunk in the store.
+        flush : bool
+            Learn a rest of less than a unit too. Without ``stop`` this says that all rows of the array are written.
+        checkpoint : str or Path, optional
+            Where to save the model every minute and at the end.
+
+        Raises
+        ------
+        DataError
+            Rows that were learned have changed since, or rows that are said to be written are not there; what
+            ``partial_fit`` raises for rows that cannot be learned from. The units before them stay learned.
+        ParameterError
+            X is neither a store nor a named batch, or an option has no meaning for it.
+        """
+        settings = Settings.of(self.get_params(deep=False))
+        if batch_id is not None:
+            if stop is not None or flush:
+                raise ParameterError("stop and flush are for stores that grow, but batch_id names a batch. Drop one.")
+            with self._unchanged_on_error(), single_blas_thread():
+                report = self._learn_named(X, batch_id)
+        else:
+            with single_blas_thread():
+                report = self._learn_growth(X, settings, stop, flush, checkpoint)
+        if checkpoint is not None:
+            self.save(checkpoint)
+        return report
+
+    def fit_stream(
+        self: Any,
+        batches: Iterable[Any],
+        *,
+        checkpoint: str | Path | None = None,
+        on_batch: Callable[[BatchReport], None] | None = None,
+    ) -> Any:
+        """Learn batch after batch from an iterator, a step each, in the memory of one batch.
+
+        batches: rows, or pairs (rows, weights), as ``partial_fit`` takes them.  checkpoint: a path to which the model
+        is saved every minute, at the end, and where the iterator or a batch raises an error.  on_batch: hears the
+        report of each batch. ``n_stream_`` counts the batches that were learned, also in a saved model: a stream that
+        is given again goes on with ``itertools.islice(batches, model.n_stream_, None)``.
+
+        Raises what ``partial_fit`` raises, naming the batch; those before it stay learned.
+        """
+        saved = time.monotonic()
+        try:
+            with single_blas_thread():
+                for batch in batches:
+                    pair = isinstance(batch, tuple) and len(batch) == 2
+                    rows, weights = batch if pair else (batch, None)
+                    with self._unchanged_on_error(), _numbered(self.n_stream_):
+                        self._learn_one(rows, weights, str(self.n_stream_))
+                        ledger = self._online.ledger
+                        self._online = replace(self._online, ledger=replace(ledger, n_stream=ledger.n_stream + 1))
+                    if on_batch is not None:
+                        on_batch(self.report_)
+                    if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self.save(checkpoint)
+                        saved = time.monotonic()
+        finally:
+            if checkpoint is not None and self._online is not None:
+                self.save(checkpoint)
+        return self
+
+    @property
+    def n_stream_(self) -> int:
+        """Batches that ``fit_stream`` has learned."""
+        return 0 if self._online is None else self._online.ledger.n_stream
+
+    @property
+    def n_steps_(self) -> int:
+        """Batches and units that were learned in a step since the model was fitted."""
+        return 0 if self._online is None else self._online.n_steps
+
+    @property
+    def effective_rows_(self) -> float:
+        """Rows of equal weight that would tell as much as the model remembers (Kish 1965); 0 before the start."""
+        running = None if self._online is None else self._online.running
+        return 0.0 if running is None else running.effective_rows
+
+    def _kept_in_words(self: Any) -> str:
+        """What a model without a mixture yet has."""
+        needed = start_rows(Settings.of(self.get_params(deep=False)), self.n_features_in_)
+        return f"no mixture yet: {len(self._online.kept_rows):,} of {needed:,} rows are kept for a start"
+
+    # -- what sites share ------------------------------------------------------------------------------------------
+
+    def statistics(self: Any, X: Any, *, sample_weight: Any = None) -> Statistics:
+        """The statistics of rows X at the present parameters: they add, can be saved, and hold no row.
+
+        X, sample_weight, errors: as in ``score``.
+        """
+        params = self._params()
+        source = self._open(X, sample_weight)
+        with single_blas_thread(), self._executor(source, params) as (executor, source):
+            return Statistics(statistics_of(source, executor, params), params)
+
+    @classmethod
+    def from_statistics(cls: Any, statistics: Statistics, **parameters: Any) -> Any:
+        """A model from statistics: one step of EM from the parameters that they were taken at.
+
+        parameters: hyper-parameters of the model, such as ``reg_covar``. Raises NumericalError where a covariance
+        degenerates.
+        """
+        params = statistics.params
+        model = cls(params.n_components, covariance_type=params.covariance.kind, **parameters)
+        settings = Settings.of(model.get_params(deep=False))
+        found, _ = m_step(statistics.stats, params, settings.reg_covar)
+        found.covariance.root(*found.means.shape)
+        stats = statistics.stats
+        learned = Learned(found, n_rows=stats.n_rows, n_skipped=stats.n_skipped, provenance=provenance())
+        model._learn(replace(learned, lower_bounds=(statistics.log_likelihood,), n_iter=1))
+        model._online = Online.started(Running.of_rows(stats, found), stats.n_rows, stats.n_skipped)
+        return model
+
+    # -- who is who ------------------------------------------------------------------------------------------------
+
+    def match(self: Any, other: Any) -> Integers:
+        """(k,) for each component here, the number of the one of ``other`` that it is, each of them taken once.
+
+        The pairs with the smallest sum of divergences (Jeffreys 1946) are found exactly (Kuhn 1955). Updates never
+        change the order of components; another fit may, and ``reordered`` gives it back:
+        ``new.reordered(old.match(new))``.
+        """
+        ours, theirs = self._params(), other._params()
+        if ours.means.shape != theirs.means.shape:
+            raise ParameterError(
+                f"Components of means {ours.means.shape} and {theirs.means.shape} cannot be matched one to one. Give "
+                "models with as many components and features."
+            )
+        return np.asarray(linear_sum_assignment(_divergences(ours, theirs))[1])
+
+    def reordered(self: Any, order: Any) -> Any:
+        """The same model with its components in another order: ``order`` (k,) are the numbers they have now."""
+        params = self._params()
+        numbers = np.asarray(order)
+        if numbers.shape != params.weights.shape or sorted(numbers.tolist()) != list(range(len(numbers))):
+            raise ParameterError(f"order must be the numbers 0 to {params.n_components - 1}, each once.")
+        model = type(self)._of(self._model())
+        model._learn(replace(model._learned(), params=params.reordered(numbers)))
+        if self._online is not None:
+            model._online = self._online.reordered(numbers)
+        return model
+
+    # -- how -------------------------------------------------------------------------------------------------------
+
+    def _learn_one(self: Any, X: Any, sample_weight: Any, name: str | None = None) -> None:
+        """Learn X in one step, and publish."""
+        settings = Settings.of(self.get_params(deep=False))
+        source = self._open(X, sample_weight, reset=not hasattr(self, "n_features_in_"), least_rows=1)
+        online, log = self._before(source, settings), self._log()
+        with self._executor(source, settings) as (executor, counted):
+            seed = draw_seed(self.random_state)
+            online, report = learn_batch(online, Batch.of(counted), executor, settings, seed, log, name)
+        self._publish(online)
+        self.report_ = report
+        log.say(str(report))
+
+    def _learn_named(self: Any, X: Any, batch_id: Any) -> UpdateReport:
+        if not isinstance(batch_id, str) or not batch_id:
+            raise ParameterError(f"batch_id must be a name that is not empty, but it is {shown(batch_id)}.")
+        known = {} if self._online is None else self._online.ledger.batches
+        if batch_id in known:
+            report = BatchReport(batch_id, learned=False)
+            self._log().say(str(report))
+            return UpdateReport(batch_id, batches=(replace(report, remark="already learned, nothing done"),))
+        self._learn_one(X, None, batch_id)
+        ledger = self._online.ledger.with_batch(batch_id, self.report_.n_rows)
+        self._online = replace(self._online, ledger=ledger)
+        return UpdateReport(batch_id).with_batch(self.report_)
+
+    def _learn_growth(self: Any, X: Any, settings: Settings, stop: Any, flush: bool, checkpoint: Any) -> UpdateReport:
+        """Learn the new units of a store. What was learned stays where a later unit raises an error."""
+        source = self._growing(X)
+        log, saved = self._log(), time.monotonic()
+        online = self._before(source, settings)
+        with self._executor(source, settings) as (executor, _):
+            ledger, found = growth(online.ledger, source, executor, stop, flush=flush, say=log.say)
+            online, record, units = replace(online, ledger=ledger), found.record, []
+            report = UpdateReport(source.name, waiting=found.waiting, why=found.why)
+            seed = draw_seed(self.random_state)
+            try:
+                for after, unit, batch in learn_units(online, found, source, executor, settings, seed, log):
+                    online = after
+                    units.append(unit)
+                    report = report.with_batch(batch)
+                    self.report_ = batch
+                    log.say(str(batch))
+                    if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self._publish(replace(online, ledger=ledger.with_store(record.extended(units))))
+                        self.save(checkpoint)
+                        saved = time.monotonic()
+            finally:
+                self._publish(replace(online, ledger=ledger.with_store(record.extended(units))))
+        log.say(str(report))
+        return report
+
+    def _growing(self: Any, X: Any) -> Any:
+        """The zarr source of X; sets n_features_in_ where there is no model yet. ParameterError where X is none."""
+        lies_in_store = is_store(X) and not hasattr(X, "__dask_graph__")
+        opened = stored(open_source(X, missing_chunks="wait") if is_path(X) else X) if lies_in_store else None
+        if opened is None:
+            raise ParameterError(
+                f"Which rows of a {type(X).__name__} were learned before cannot be known. Give the zarr store, or the "
+                "name of the batch with batch_id=NAME; partial_fit learns any rows without looking back."
+            )
+        self._require_features(opened, reset=not hasattr(self, "n_features_in_"))
+        return opened
+
+    def _before(self: Any, source: Source, settings: Settings) -> Online:
+        """What goes into the next batch; ParameterError where the parameters no longer describe the model."""
+        d = source.n_features
+        if hasattr(self, "weights_"):
+            last = same_shape(self._params(), settings, d, "Learning")
+            if self._online is None:
+                return Online.started(of_mixture(last, settings), int(self.n_rows_), int(self.n_skipped_))
+        return Online.nothing(d) if self._online is None else self._online
+
+    @contextmanager
+    def _executor(self: Any, source: Source, of: Settings | MixtureParams) -> Iterator[tuple[Executor, Source]]:
+        """What runs the blocks of a source, with tasks of the right size, and the source with its rows counted."""
+        with executor_for(source) as executor:
+            executor.everywhere(source.checks)
+            counted = source.counted(executor)
+            if isinstance(of, Settings):
+                k, structure, sample = of.n_components, of.structure, 0
+                if self._online is None or self._online.running is None:
+                    sample = max(sample_size(counted, of), start_rows(of, source.n_features))
+            else:
+                k, structure, sample = of.n_components, type(of.covariance), 0
+            plan = pass_plan(counted, executor, k, structure, sample=min(sample, counted.n_rows))
+            yield executor.sized(plan.blocks_per_task), counted
+
+    def _log(self: Any) -> Log:
+        return Log(int(self.verbose))
+
+    def _publish(self: Any, online: Online) -> None:
+        """Make attributes of what was learned."""
+        self._online = online
+        if online.running is not None:
+            params, counts = online.running.published, {"n_rows": online.n_rows, "n_skipped": online.n_skipped}
+            known = hasattr(self, "weights_")
+            base = self._learned() if known else Learned(params, provenance=provenance())
+            self._learn(replace(base, params=params, **counts))
+            self._online = online
+        else:
+            self.n_rows_, self.n_skipped_ = online.n_rows, online.n_skipped
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Where an error is raised, all attributes are as they were."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+
+def is_path(X: Any) -> bool:
+    """Whether ``X`` is still to be opened."""
+    return not hasattr(X, "blocks")
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Errors about rows name the batch of the stream that they are in."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"Batch {number} of the stream: {error}") from error
+
+
+def _divergences(ours: MixtureParams, theirs: MixtureParams) -> Any:
+    """(k, k) Jeffreys divergences between Gaussians: KL of the one from the other plus KL of the other from the one."""
+    k, d = ours.means.shape
+    scale = ours.frame().scale
+    dense = [(p.means * scale, p.covariance.scaled(scale).dense(k, d)) for p in (ours, theirs)]
+    inverse = [np.linalg.inv(covariances) for _, covariances in dense]
+    way = dense[0][0][:, None] - dense[1][0][None]
+    traces = np.einsum("aij,bji->ab", inverse[0], dense[1][1]) + np.einsum("bij,aji->ab", inverse[1], dense[0][1])
+    lengths = np.einsum("abi,aij,abj->ab", way, inverse[0], way) + np.einsum("abi,bij,abj->ab", way, inverse[1], way)
+    return 0.5 * (traces + lengths) - d
