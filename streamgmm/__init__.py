@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamgmm.estimator import GaussianMixture as GaussianMixture
     from streamgmm.estimator import load as load
+    from streamgmm.merging import Statistics as Statistics
     from streamgmm.prediction import write_rows as write_rows
     from streamgmm.sources import open_source as open_source
 
@@ -19,12 +20,13 @@ __version__ = version("streamgmm")
 
 _HOMES = {
     "GaussianMixture": "streamgmm.estimator",
+    "Statistics": "streamgmm.merging",
     "load": "streamgmm.estimator",
     "open_source": "streamgmm.sources",
     "write_rows": "streamgmm.prediction",
 }
 
-__all__ = ["GaussianMixture", "__version__", "load", "open_source", "write_rows"]
+__all__ = ["GaussianMixture", "Statistics", "__version__", "load", "open_source", "write_rows"]
 
 
 def __getattr__(name: str) -> Any:

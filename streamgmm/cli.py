@@ -1,4 +1,4 @@
-"""The command line: demo, fit, predict, info. Results go to stdout; progress, warnings and errors to stderr."""
+"""The command line. Results go to stdout; progress, warnings and errors to stderr."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,8 @@ from streamgmm.sources import open_source
 
 #: Arguments of open_source that errors advise, alone or in a call of it, and that are options here.
 ADVICE = re.compile(r"""(open_source\(\.\.\., )?\b(array|nan_policy|missing_chunks|decode)=(["']?)(\w+)\3(?(1)\))""")
+#: Arguments of update that reports and errors advise.
+SWITCHES = re.compile(r"\b(stop|flush|batch_id)=(ROWS|True|NAME)")
 #: The exit code of a command that Ctrl-C ended, as shells count it: 128 + SIGINT.
 INTERRUPTED = 130
 
@@ -148,6 +152,80 @@ def fit(
 
 
 @app.command()
+def update(
+    store: Store,
+    model: Model,
+    array: ArrayName = None,
+    batch_id: Annotated[str | None, typer.Option(help="Learn all of STORE as one batch of this name, once.")] = None,
+    stop: Annotated[
+        str | None, typer.Option(help="Rows that are written, or the attribute of the array that says so.")
+    ] = None,
+    flush: Annotated[bool, typer.Option("--flush", help="Learn a rest of less than a chunk too.")] = False,
+    nan_policy: NanPolicy = "raise",
+    missing_chunks: Annotated[
+        str, typer.Option(help="wait: rows behind a missing chunk wait. fill: it is the fill value. refuse: an error.")
+    ] = "wait",
+    decode: Decode = "refuse",
+) -> None:
+    """Learn the rows of a zarr array that MODEL has not learned yet, each once, and replace MODEL.
+
+    Example: streamgmm update rows.zarr model.sgmm --stop 2000000
+    """
+    with _plain_speech():
+        if batch_id is not None and missing_chunks == "wait":
+            missing_chunks = "refuse"
+        source = open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
+        limit = int(stop) if stop is not None and stop.isdecimal() else stop
+        learner = _loaded(model, streamgmm.GaussianMixture, "a model")
+        with _passes_shown():
+            report = learner.update(source, batch_id=batch_id, stop=limit, flush=flush, checkpoint=model)
+        typer.echo(f"{model}: {_in_options(str(report))}")
+
+
+@app.command()
+def statistics(
+    store: Store,
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="STATISTICS", help="The file to write.")],
+    array: ArrayName = None,
+    nan_policy: NanPolicy = "raise",
+    missing_chunks: MissingChunks = "refuse",
+    decode: Decode = "refuse",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write what the rows of a zarr array say at the parameters of MODEL: numbers that add, and hold no row.
+
+    Example: streamgmm statistics rows.zarr model.sgmm -o here.sgmm
+    """
+    with _plain_speech():
+        _require_free(output, store, overwrite)
+        source = open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
+        taken = _loaded(model, streamgmm.GaussianMixture, "a model").statistics(source)
+        taken.save(output)
+        typer.echo(f"{output}: {taken}")
+
+
+@app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(metavar="STATISTICS...", help="Files that statistics wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")],
+    reg_covar: Annotated[float, typer.Option(help="Added to every variance, in the data's units squared.")] = 1e-6,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the next model from the statistics of all sites: one step of EM on rows that stay where they are.
+
+    Example: streamgmm merge here.sgmm there.sgmm -o model.sgmm
+    """
+    with _plain_speech():
+        if output.exists() and not overwrite:
+            raise ParameterError(f"{output} exists already. Add --overwrite to replace it, or choose another -o.")
+        merged = reduce(add, (_loaded(part, streamgmm.Statistics, "statistics") for part in parts))
+        model = streamgmm.GaussianMixture.from_statistics(merged, reg_covar=reg_covar)
+        model.save(output)
+        typer.echo(f"{output}: {merged}\n{model.describe()}")
+
+
+@app.command()
 def predict(
     store: Store,
     model: Model,
@@ -166,7 +244,7 @@ def predict(
         _require_free(output, store, overwrite)
         _require_zarr_or_nothing(output)
         source = open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
-        labels = streamgmm.load(model).predict(source)
+        labels = _loaded(model, streamgmm.GaussianMixture, "a model").predict(source)
         with _bar("predicting", labels.shape[0]) as written:
             stored = write_rows(labels, output, overwrite=overwrite, written=written)
         chunks = f"{labels.numblocks[0]:,} chunk{'s' * (labels.numblocks[0] != 1)}"
@@ -192,7 +270,8 @@ def info(
     """
     with _plain_speech():
         if Path(path).is_file():
-            typer.echo(f"{path}: {streamgmm.load(path).describe()}")
+            found = streamgmm.load(path)
+            typer.echo(f"{path}: {found if isinstance(found, streamgmm.Statistics) else _in_words(found)}")
         else:
             source = open_source(path, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
             _show_store(source, n_components)
@@ -230,8 +309,14 @@ def _sentence(error: Exception) -> str:
     """An error in the words of the command line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    text = ADVICE.sub(lambda found: f"--{found[2].replace('_', '-')} {found[4]}", _one_line(str(error)))
+    text = _in_options(_one_line(str(error)))
     return re.sub(r"^[a-z]+(_[a-z]+)*(?= must be )", lambda found: f"--{found[0].replace('_', '-')}", text)
+
+
+def _in_options(text: str) -> str:
+    """Advice for Python in the words of the command line."""
+    text = ADVICE.sub(lambda found: f"--{found[2].replace('_', '-')} {found[4]}", text)
+    return SWITCHES.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2]}".removesuffix(" True"), text)
 
 
 def _one_line(text: str) -> str:
@@ -269,7 +354,20 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda rows: progress.advance(task, rows)
 
 
-# -- stores --------------------------------------------------------------------------------------------------------
+# -- models and stores ---------------------------------------------------------------------------------------------
+
+
+def _in_words(model: Any) -> str:
+    """The table of a model; one without a mixture says what it waits for."""
+    return str(model.describe() if hasattr(model, "weights_") else repr(model).splitlines()[-1])
+
+
+def _loaded(path: Path, kind: type, word: str) -> Any:
+    """What a file holds; ParameterError where that is something else than the word says."""
+    found = streamgmm.load(path)
+    if not isinstance(found, kind):
+        raise ParameterError(f"{path} holds a {type(found).__name__}, but {word} was expected there.")
+    return found
 
 
 def _show_store(source: Any, n_components: int) -> None:

@@ -15,7 +15,7 @@ from streamgmm.stats import SufficientStats
 from streamgmm.stored_stats import arrays_of, facts_of, stats_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
     """What the rows of one site leave behind at the parameters of one model: ``GaussianMixture.statistics`` takes them.
 
@@ -47,6 +47,16 @@ class Statistics:
         for array in mixture_arrays(self.params).values():
             digest.update(f"{array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
+
+    def __str__(self) -> str:
+        k, d = self.params.means.shape
+        kind = self.params.covariance.kind
+        return (
+            f"statistics of {self.n_rows:,} rows, {k} components, {kind} covariances, {d} features, at parameters "
+            f"{self.fingerprint[:8]}: log-likelihood/row {self.log_likelihood:.6g}"
+        )
+
+    __repr__ = __str__
 
     def __add__(self, other: Statistics) -> Statistics:
         """The statistics of both sets of rows. DataError where they were taken at different parameters."""

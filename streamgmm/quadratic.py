@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from streamgmm.protocols import Floats
+from streamgmm.protocols import Floats, Integers
 
 
 class AbstractQuadratic(ABC):
@@ -47,7 +48,7 @@ class Outer(AbstractQuadratic):
         return d * (d + 1) // 2
 
     def bilinear(self, a: Floats, b: Floats) -> Floats:
-        i, j = np.triu_indices(a.shape[-1])
+        i, j = _triangle(a.shape[-1])
         return 0.5 * (a[..., i] * b[..., j] + a[..., j] * b[..., i])
 
     def stretch(self, factor: Floats) -> Floats:
@@ -124,19 +125,27 @@ class Nothing(AbstractQuadratic):
         return np.empty(0)
 
 
+@lru_cache(maxsize=8)
+def _triangle(d: int) -> tuple[Integers, Integers]:
+    """Rows and columns of the upper triangle. Small batches would spend much of their time on finding them."""
+    i, j = np.triu_indices(d)
+    i.flags.writeable = j.flags.writeable = False
+    return i, j
+
+
 #: The one instance that second moments of full and tied covariances share
 OUTER = Outer()
 
 
 def pack(matrix: Floats) -> Floats:
     """The upper triangle of symmetric matrices (..., d, d), row by row: (..., d (d + 1) / 2)."""
-    i, j = np.triu_indices(matrix.shape[-1])
+    i, j = _triangle(matrix.shape[-1])
     return matrix[..., i, j]
 
 
 def unpack(packed: Floats, d: int) -> Floats:
     """Symmetric matrices (..., d, d) from their upper triangles (..., d (d + 1) / 2)."""
-    i, j = np.triu_indices(d)
+    i, j = _triangle(d)
     matrix = np.empty((*packed.shape[:-1], d, d))
     matrix[..., i, j] = packed
     matrix[..., j, i] = packed

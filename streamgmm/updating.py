@@ -275,7 +275,7 @@ class Updating:
     def _growing(self: Any, X: Any) -> Any:
         """The zarr source of X; sets n_features_in_ where there is no model yet. ParameterError where X is none."""
         lies_in_store = is_store(X) and not hasattr(X, "__dask_graph__")
-        opened = stored(open_source(X, missing_chunks="wait") if is_path(X) else X) if lies_in_store else None
+        opened = stored(open_source(X, missing_chunks="wait") if is_closed(X) else X) if lies_in_store else None
         if opened is None:
             raise ParameterError(
                 f"Which rows of a {type(X).__name__} were learned before cannot be known. Give the zarr store, or the "
@@ -335,9 +335,9 @@ class Updating:
             raise
 
 
-def is_path(X: Any) -> bool:
-    """Whether ``X`` is still to be opened."""
-    return not hasattr(X, "blocks")
+def is_closed(X: Any) -> bool:
+    """Whether ``X``, which lies in a store, is still to be opened: it is no source."""
+    return not hasattr(X, "counted")
 
 
 @contextmanager
