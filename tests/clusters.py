@@ -1,9 +1,14 @@
-"""Clusters, and what their workers import: blocks of nothing but a number, and a store that is watched and held."""
+"""Clusters, and what other processes import: blocks of nothing but a number, and a store that is watched and held.
+
+Nothing here is slow to import, as a file of tests is: each process of a pool or a cluster pays for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +24,7 @@ import zarr
 from distributed import Client, LocalCluster
 from zarr.storage import LocalStore
 
+from streamgmm.errors import SourceError
 from streamgmm.protocols import Piece
 
 
@@ -119,6 +125,58 @@ class Numbered:
 
 def leaf(shared: Any, block: Numbered) -> Tree:
     return Tree(f"{shared}{block.start}")
+
+
+def of_values(shared: None, block: Numbered) -> Tree:
+    return Tree((block.start, block.values))
+
+
+def pair(one: Any, other: Any) -> tuple[Any, Any]:
+    return one, other
+
+
+def note_process(path: Path) -> None:
+    note(path, str(os.getpid()))
+
+
+def find_nothing() -> None:
+    raise SourceError("nothing is here")
+
+
+# -- what goes wrong in a process ----------------------------------------------------------------------------------
+
+
+def die(victim: Path) -> None:
+    """The first worker that comes here dies."""
+    try:
+        victim.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os._exit(1)
+
+
+def kernel_that_dies(shared: None, block: Numbered) -> Tree:
+    if block.start == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Tree(block.start)
+
+
+def kernel_that_hangs(shared: Path, block: Numbered) -> Tree:
+    """Block 5 waits for ever; block 7 raises once it does, where it is asked to."""
+    if block.start == 5:
+        note(shared / "hangs", str(os.getpid()))
+        threading.Event().wait()
+    if block.start == 7 and (shared / "raise").exists():
+        wait_until((shared / "hangs").exists)
+        raise SourceError("block 7 is bad")
+    return Tree(block.start)
+
+
+def kernel_that_meets(shared: Path, block: Numbered) -> Tree:
+    """Ends once two processes have imported what they need."""
+    note(shared / "met", str(os.getpid()))
+    wait_until(lambda: len(set(noted(shared / "met"))) == 2)
+    return Tree(block.start)
 
 
 # -- a store -------------------------------------------------------------------------------------------------------

@@ -30,10 +30,13 @@ from clusters import (
     Numbered,
     Tree,
     WatchedStore,
+    die,
     held,
+    kernel_that_dies,
+    kernel_that_hangs,
+    kernel_that_meets,
     leaf,
     local_cluster,
-    note,
     noted,
     readers,
     wait_until,
@@ -213,15 +216,6 @@ def test_a_task_that_no_worker_survives_under_dasks_own_settings(client, array):
     assert_task_that_no_worker_survives(client, array, 4)
 
 
-def die(victim: Path) -> None:
-    """The first worker that comes here dies."""
-    try:
-        victim.touch(exist_ok=False)
-    except FileExistsError:
-        return
-    os._exit(1)
-
-
 def test_a_worker_that_dies_during_the_checks_does_no_harm(client, tmp_path):
     with client.as_current(), executor_for(open_source(new_array(tmp_path), block_rows=100)) as executor:
         executor.everywhere([partial(die, tmp_path / "victim")])
@@ -306,36 +300,12 @@ def no_process_left() -> Iterator[None]:
     assert set(multiprocessing.active_children()) <= before
 
 
-def kernel_that_dies(shared: None, block: Numbered) -> Tree:
-    if block.start == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return Tree(block.start)
-
-
-def kernel_that_hangs(shared: Path, block: Numbered) -> Tree:
-    """Block 5 waits for ever; block 7 raises once it does, where it is asked to."""
-    if block.start == 5:
-        note(shared / "hangs", str(os.getpid()))
-        threading.Event().wait()
-    if block.start == 7 and (shared / "raise").exists():
-        wait_until((shared / "hangs").exists)
-        raise SourceError("block 7 is bad")
-    return Tree(block.start)
-
-
 def test_a_process_of_the_pool_that_dies_is_an_error(no_process_left):
     with (
         pytest.raises(ClusterError, match=r"A process of the pool died.*memory"),
         process_executor(2, 60.0) as executor,
     ):
         executor.map_reduce(kernel_that_dies, None, [Numbered(i) for i in range(9)])
-
-
-def kernel_that_meets(shared: Path, block: Numbered) -> Tree:
-    """Ends once two processes have imported what they need."""
-    note(shared / "met", str(os.getpid()))
-    wait_until(lambda: len(set(noted(shared / "met"))) == 2)
-    return Tree(block.start)
 
 
 def test_a_process_of_the_pool_that_hangs_is_killed(no_process_left, tmp_path):

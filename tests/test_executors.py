@@ -15,7 +15,21 @@ import dask.multiprocessing
 import dask.threaded
 import numpy as np
 import pytest
-from clusters import Numbered, Tree, blas_threads, leaf, local_cluster, note, noted, two_blas_threads, wait_until
+from clusters import (
+    Numbered,
+    Tree,
+    blas_threads,
+    find_nothing,
+    leaf,
+    local_cluster,
+    note,
+    note_process,
+    noted,
+    of_values,
+    pair,
+    two_blas_threads,
+    wait_until,
+)
 from dask._task_spec import DataNode, Task, TaskRef
 from distributed import Client
 from hypothesis import given
@@ -29,6 +43,15 @@ from streamgmm.executors.serial import span_of
 
 SIZES = (1, 7, 8, 9, 64, 65, 73, 513)
 TASK_SIZES = (1, 8, 64, 512)
+
+#: the first block, one in the middle and the last one, each with one error or two; in the long form with all of them
+ERRORS = (DataError, SourceError, ZeroDivisionError, MemoryError, TimeoutError)
+SHORT = {(0, DataError), (41, SourceError), (72, ZeroDivisionError), (41, MemoryError), (0, TimeoutError)}
+BAD = [
+    pytest.param(bad, error, marks=() if (bad, error) in SHORT else pytest.mark.long)
+    for bad in (0, 41, 72)
+    for error in ERRORS
+]
 
 
 def numbered(n: int) -> list[Numbered]:
@@ -51,10 +74,6 @@ def expected_tree(leaves: list[Any]) -> Tree:
 
 def named(n: int, shared: str = "x") -> Tree:
     return expected_tree([f"{shared}{i}" for i in range(n)])
-
-
-def of_values(shared: None, block: Numbered) -> Tree:
-    return Tree((block.start, block.values))
 
 
 # -- every executor ------------------------------------------------------------------------------------------------
@@ -83,8 +102,7 @@ class ExecutorContract:
         for shared in ("a", "b", "a"):
             assert executor.map_reduce(leaf, shared, numbered(9)) == named(9, shared)
 
-    @pytest.mark.parametrize("error", [DataError, SourceError, ZeroDivisionError, MemoryError, TimeoutError])
-    @pytest.mark.parametrize("bad", [0, 41, 72])
+    @pytest.mark.parametrize(("bad", "error"), BAD)
     def test_an_error_of_the_kernel_keeps_its_type_and_its_words(self, executor, error, bad):
         def kernel(shared: None, block: Numbered) -> Tree:
             if block.start == bad:
@@ -130,14 +148,6 @@ class ExecutorContract:
         assert executor.map_reduce(leaf, "x", numbered(9)) == named(9)
 
 
-def note_process(path: Path) -> None:
-    note(path, str(os.getpid()))
-
-
-def find_nothing() -> None:
-    raise SourceError("nothing is here")
-
-
 def processes_of(tree: Tree) -> set[int]:
     parts, found = [tree.shape], set()
     while parts:
@@ -172,10 +182,6 @@ def graph_of_values() -> dict[Any, Any]:
     """Each value as a node of its own, then a node that is made from two of them."""
     nodes: dict[Any, Any] = {("v", i): DataNode(("v", i), value) for i, value in enumerate(VALUES)}
     return {**nodes, "both": Task("both", pair, TaskRef(("v", 0)), TaskRef(("v", 5)))}
-
-
-def pair(one: Any, other: Any) -> tuple[Any, Any]:
-    return one, other
 
 
 def value_of(key: Any) -> Any:

@@ -19,7 +19,6 @@ from streamgmm import GaussianMixture, open_source
 from streamgmm.covariance import STRUCTURES
 
 KINDS = tuple(STRUCTURES)
-STEPS = 15
 FLIGHTS = ["dep_delay", "arr_delay", "air_time", "distance", "sched_dep_time"]
 
 
@@ -68,9 +67,14 @@ def moments_start(rows: np.ndarray, labels: np.ndarray, kind: str) -> dict[str, 
     return {"weights_init": weights, "means_init": means, "precisions_init": precisions[kind]()}
 
 
-def settings(kind: str, start: dict[str, np.ndarray]) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def steps(request: pytest.FixtureRequest) -> int:
+    return 15 if request.config.getoption("--long") else 8
+
+
+def settings(kind: str, start: dict[str, np.ndarray], steps: int) -> dict[str, Any]:
     k = len(start["weights_init"])
-    return {"n_components": k, "covariance_type": kind, "max_iter": STEPS, "tol": 0.0, "random_state": 0, **start}
+    return {"n_components": k, "covariance_type": kind, "max_iter": steps, "tol": 0.0, "random_state": 0, **start}
 
 
 def dense(model: Any) -> np.ndarray:
@@ -99,7 +103,7 @@ def homes(rows: np.ndarray, folder: Path) -> dict[str, Any]:
     return found
 
 
-def assert_same_mixture(ours: GaussianMixture, theirs: Reference) -> None:
+def assert_same_mixture(ours: GaussianMixture, theirs: Reference, steps: int) -> None:
     covariances = dense(theirs)
     deviations = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
     assert (np.abs(ours.means_ - theirs.means_) <= 1e-8 * deviations).all()
@@ -107,46 +111,46 @@ def assert_same_mixture(ours: GaussianMixture, theirs: Reference) -> None:
     assert (np.abs(dense(ours) - covariances) <= allowed).all()
     np.testing.assert_allclose(ours.weights_, theirs.weights_, rtol=0.0, atol=1e-8)
     np.testing.assert_allclose(ours.lower_bounds_, theirs.lower_bounds_, rtol=1e-10)
-    assert len(ours.lower_bounds_) == STEPS
+    assert len(ours.lower_bounds_) == steps
     assert ours.lower_bound_ == ours.lower_bounds_[-1]
 
 
-def assert_oracle(rows: np.ndarray, k: int, kind: str, folder: Path) -> None:
-    chosen = settings(kind, moments_start(rows, ranked(rows, k), kind))
+def assert_oracle(rows: np.ndarray, k: int, kind: str, folder: Path, steps: int) -> None:
+    chosen = settings(kind, moments_start(rows, ranked(rows, k), kind), steps)
     with pytest.warns(ConvergenceWarning, match="did not converge"):
         theirs = Reference(**chosen).fit(rows)
     for X in homes(rows, folder).values():
         with pytest.warns(ConvergenceWarning, match="did not converge"):
             ours = GaussianMixture(solver="em", **chosen).fit(X)
-        assert_same_mixture(ours, theirs)
+        assert_same_mixture(ours, theirs, steps)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_iris(iris: np.ndarray, kind: str, tmp_path: Path) -> None:
-    assert_oracle(iris, 3, kind, tmp_path)
+def test_iris(iris: np.ndarray, kind: str, tmp_path: Path, steps: int) -> None:
+    assert_oracle(iris, 3, kind, tmp_path, steps)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_generated_rows(kind: str, tmp_path: Path) -> None:
-    assert_oracle(generated(), 4, kind, tmp_path)
+def test_generated_rows(kind: str, tmp_path: Path, steps: int) -> None:
+    assert_oracle(generated(), 4, kind, tmp_path, steps)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flights(kind: str, tmp_path: Path) -> None:
-    assert_oracle(flights(20), 4, kind, tmp_path)
+def test_flights(kind: str, tmp_path: Path, steps: int) -> None:
+    assert_oracle(flights(20), 4, kind, tmp_path, steps)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_flights(kind: str, tmp_path: Path) -> None:
-    assert_oracle(flights(1), 8, kind, tmp_path)
+def test_all_flights(kind: str, tmp_path: Path, steps: int) -> None:
+    assert_oracle(flights(1), 8, kind, tmp_path, steps)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_row_results_equal_scikit_learns(kind: str, tmp_path: Path) -> None:
+def test_row_results_equal_scikit_learns(kind: str, tmp_path: Path, steps: int) -> None:
     """Labels, responsibilities and log densities of the same parameters, in memory and from a store."""
     rows = generated()
-    chosen = settings(kind, moments_start(rows, ranked(rows, 4), kind))
+    chosen = settings(kind, moments_start(rows, ranked(rows, 4), kind), steps)
     with pytest.warns(ConvergenceWarning, match="did not converge"):
         theirs = Reference(**chosen).fit(rows)
     ours = GaussianMixture.from_parameters(theirs.weights_, theirs.means_, theirs.covariances_, covariance_type=kind)

@@ -42,7 +42,7 @@ CLUSTERS = [(1, 1, True), (2, 1, True), (1, 2, True), (1, 2, False)]
 PLACES = [*SCHEDULERS, ("processes", 2), *CLUSTERS]
 #: where the short form of a test with many fits does not go
 LONG_PLACES = [("threads", 1), ("threads", 4), ("processes", 2), (1, 1, True), (1, 2, True)]
-CHUNKS = (100, 200, 400)
+CHUNKS = (300, 400, 600)
 
 
 def digest(*arrays: Any) -> str:
@@ -76,20 +76,20 @@ def rows() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, rows) -> list[Path]:
-    """The same rows in chunks of a twelfth, a sixth and a third of a block, each with a ragged end."""
+    """The same rows in chunks of a quarter, a third and a half of a block, each with a ragged end."""
     folder = tmp_path_factory.mktemp("bits")
     return [write_zarr(folder, rows, size, name=f"{size}.zarr") for size in CHUNKS]
 
 
 @pytest.fixture(scope="module")
 def store(stores) -> Path:
-    return stores[2]
+    return stores[1]
 
 
 @pytest.fixture(scope="module")
 def narrow_store(tmp_path_factory, rows) -> Path:
     """Three of the columns: our own start takes no time there."""
-    return write_zarr(tmp_path_factory.mktemp("bits"), rows[:, :3], 300)
+    return write_zarr(tmp_path_factory.mktemp("bits"), rows[:, :3], 600)
 
 
 Where = Callable[[], AbstractContextManager[Any]]
@@ -217,7 +217,7 @@ def test_another_block_size_gives_other_bits(store, start, reference):
         assert model_digest(open_source(store, block_rows=BLOCK_ROWS + 100), **start) != reference
 
 
-@pytest.mark.parametrize(("chunk_rows", "shard_rows"), [(BLOCK_ROWS, None), (777, None), (150, 450)])
+@pytest.mark.parametrize(("chunk_rows", "shard_rows"), [(BLOCK_ROWS, None), (777, None), (300, 900)])
 def test_chunks_and_shards(tmp_path, rows, start, reference, chunk_rows, shard_rows):
     """Tiles are counted from the first row of a block, however the block is cut into pieces."""
     path = write_zarr(tmp_path, rows, chunk_rows, shard_rows)

@@ -330,7 +330,7 @@ def test_weights_that_are_all_zero_are_refused(tmp_path: Path, source: str, home
 
 @pytest.mark.filterwarnings("ignore:reg_covar=0.001 is more than 1 % of the variance")
 @pytest.mark.parametrize("counted", [1, 5, pytest.param(40, marks=pytest.mark.long), 4_000])
-@pytest.mark.parametrize("home", ["zarr", "dask, other chunks"])
+@pytest.mark.parametrize("home", ["words", "dask, other chunks"])
 def test_many_rows_of_weight_zero_leave_a_start_or_a_sentence(tmp_path: Path, home: str, counted: int) -> None:
     """The sample of rows is drawn before weights are read: where few of them count, a second read draws more."""
     rng = np.random.default_rng(counted)
