@@ -169,7 +169,7 @@ def observed(chart: Chart, running: Running, batch: SufficientStats) -> tuple[Ch
     variance = chart.noise + own
     statistics = (chart.innovation**2).sum(axis=1) / (variance * _limit(freedom, k + 1))
     blamed = int(np.argmax(statistics))
-    likelihood = min(chart.surplus, 0.0) ** 2 / (variance * _limit(1, k + 1))
+    likelihood = chart.surplus**2 / (variance * _limit(1, k + 1))
     largest = max(float(statistics[blamed]), likelihood)
     return chart, BatchReport(
         n_rows=batch.n_rows,

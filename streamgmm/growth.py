@@ -61,8 +61,9 @@ def growth(
         end, why = hole * source.grid_rows, f"{where} yet"
     units = _cut(learned, end, source.unit_rows, flush=flush)
     reached = units[-1][1] if units else learned
-    if not why and reached < end:
-        why = "a rest of less than a unit waits for more rows; flush=True learns it now"
+    if not why and reached < source.n_rows:
+        rest = "a rest of less than a unit waits for more rows; flush=True learns it now"
+        why = rest if reached < end else f"no more than {end:,} rows are said to be written"
     stamps = tuple(written.stamp(*unit) for unit in units)
     return ledger, Growth(record, units, stamps, max(0, source.n_rows - reached), why)
 

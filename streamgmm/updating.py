@@ -20,6 +20,7 @@ from streamgmm.growth import growth
 from streamgmm.kernel import m_step
 from streamgmm.learned import Learned
 from streamgmm.learning import Batch, learn_batch, learn_units, of_mixture, start_rows, statistics_of
+from streamgmm.ledger import Unit
 from streamgmm.merging import Statistics
 from streamgmm.online import Online
 from streamgmm.params import MixtureParams
@@ -60,6 +61,7 @@ class Updating:
         batch_id: str | None = None,
         stop: int | str | None = None,
         flush: bool = False,
+        sample_weight: Any = None,
         checkpoint: str | Path | None = None,
     ) -> UpdateReport:
         """Learn what has not been learned yet, each row once, and say what was done.
@@ -79,6 +81,8 @@ class Updating:
             Without it only units are learned that are followed by a later chunk in the store.
         flush : bool
             Learn a rest of less than a unit too. Without ``stop`` this says that all rows of the array are written.
+        sample_weight : optional
+            Weights of the rows of a named batch, as in ``fit``.
         checkpoint : str or Path, optional
             Where to save the model every minute and at the end.
 
@@ -95,8 +99,10 @@ class Updating:
             if stop is not None or flush:
                 raise ParameterError("stop and flush are for stores that grow, but batch_id names a batch. Drop one.")
             with self._unchanged_on_error(), single_blas_thread():
-                report = self._learn_named(X, batch_id)
+                report = self._learn_named(X, batch_id, sample_weight)
         else:
+            if sample_weight is not None:
+                raise ParameterError("sample_weight goes with a named batch. Give batch_id=NAME, or leave it out.")
             with single_blas_thread():
                 report = self._learn_growth(X, settings, stop, flush, checkpoint)
         if checkpoint is not None:
@@ -233,7 +239,7 @@ class Updating:
         self.report_ = report
         log.say(str(report))
 
-    def _learn_named(self: Any, X: Any, batch_id: Any) -> UpdateReport:
+    def _learn_named(self: Any, X: Any, batch_id: Any, sample_weight: Any) -> UpdateReport:
         if not isinstance(batch_id, str) or not batch_id:
             raise ParameterError(f"batch_id must be a name that is not empty, but it is {shown(batch_id)}.")
         known = {} if self._online is None else self._online.ledger.batches
@@ -241,7 +247,7 @@ class Updating:
             report = BatchReport(batch_id, learned=False)
             self._log().say(str(report))
             return UpdateReport(batch_id, batches=(replace(report, remark="already learned, nothing done"),))
-        self._learn_one(X, None, batch_id)
+        self._learn_one(X, sample_weight, batch_id)
         ledger = self._online.ledger.with_batch(batch_id, self.report_.n_rows)
         self._online = replace(self._online, ledger=ledger)
         return UpdateReport(batch_id).with_batch(self.report_)
@@ -253,27 +259,37 @@ class Updating:
         online = self._before(source, settings)
         with self._executor(source, settings) as (executor, _):
             ledger, found = growth(online.ledger, source, executor, stop, flush=flush, say=log.say)
-            online, record, units = replace(online, ledger=ledger), found.record, []
+            record, done = found.record, (online, 0)
+            units: list[Unit] = []
             report = UpdateReport(source.name, waiting=found.waiting, why=found.why)
             seed = draw_seed(self.random_state)
+
+            def publish() -> None:
+                after, count = done
+                with self._unchanged_on_error():
+                    self._publish(replace(after, ledger=ledger.with_store(record.extended(units[:count]))))
+
             try:
                 for after, unit, batch in learn_units(online, found, source, executor, settings, seed, log):
-                    online = after
                     units.append(unit)
+                    done = after, len(units)  # at once: an interrupt finds both the step and its unit, or neither
                     report = report.with_batch(batch)
                     self.report_ = batch
                     log.say(str(batch))
                     if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                        self._publish(replace(online, ledger=ledger.with_store(record.extended(units))))
+                        publish()
                         self.save(checkpoint)
                         saved = time.monotonic()
-            finally:
-                self._publish(replace(online, ledger=ledger.with_store(record.extended(units))))
+            except BaseException:
+                if units:
+                    publish()
+                raise
+            publish()
         log.say(str(report))
         return report
 
     def _growing(self: Any, X: Any) -> Any:
-        """The zarr source of X; sets n_features_in_ where there is no model yet. ParameterError where X is none."""
+        """The zarr source of X, with as many features as the model has. ParameterError where X is none."""
         lies_in_store = is_store(X) and not hasattr(X, "__dask_graph__")
         opened = stored(open_source(X, missing_chunks="wait") if is_closed(X) else X) if lies_in_store else None
         if opened is None:
@@ -281,7 +297,8 @@ class Updating:
                 f"Which rows of a {type(X).__name__} were learned before cannot be known. Give the zarr store, or the "
                 "name of the batch with batch_id=NAME; partial_fit learns any rows without looking back."
             )
-        self._require_features(opened, reset=not hasattr(self, "n_features_in_"))
+        if hasattr(self, "n_features_in_"):
+            self._require_features(opened, reset=False)
         return opened
 
     def _before(self: Any, source: Source, settings: Settings) -> Online:
@@ -321,6 +338,7 @@ class Updating:
             self._learn(replace(base, params=params, **counts))
             self._online = online
         else:
+            self.n_features_in_ = online.kept_rows.shape[1]
             self.n_rows_, self.n_skipped_ = online.n_rows, online.n_skipped
 
     @contextmanager

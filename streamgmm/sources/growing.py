@@ -52,8 +52,8 @@ def place_key(array: zarr.Array[Any]) -> str:
     if isinstance(store, LocalStore):
         place = str(Path(store.root).resolve())
     else:
-        system, path = getattr(store, "fs", None), getattr(store, "path", "")
-        place = f"{getattr(system, 'protocol', type(store).__name__)}:{path}"
+        system = getattr(store, "fs", None)
+        place = str(store) if system is None else f"{system.protocol}:{getattr(store, 'path', '')}"
     return hashlib.sha256(f"{place}|{array.path}".encode()).hexdigest()
 
 
