@@ -169,7 +169,7 @@ def update(
 ) -> None:
     """Learn the rows of a zarr array that MODEL has not learned yet, each once, and replace MODEL.
 
-    Example: streamgmm update rows.zarr model.sgmm --stop 2000000
+    Example: streamgmm update rows.zarr model.sgmm --flush
     """
     with _plain_speech():
         if batch_id is not None and missing_chunks == "wait":

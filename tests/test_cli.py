@@ -31,7 +31,7 @@ from streamgmm.errors import DataError
 from streamgmm.synthetic import random_mixture
 
 ROWS = 40_000
-COMMANDS = ("demo", "fit", "predict", "info")
+COMMANDS = ("demo", "fit", "update", "statistics", "merge", "predict", "info")
 
 
 def run(*arguments: object) -> Result:
@@ -426,8 +426,11 @@ def test_the_example_in_the_help_runs(
     assert example[0] == command
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.zarr").symlink_to(store)
-    if command != "fit":
+    if command not in ("fit", "merge"):
         shutil.copy(model, tmp_path / "model.sgmm")
+    if command == "merge":
+        for site in ("here.sgmm", "there.sgmm"):
+            load(model).statistics(np.zeros((5, 4))).save(tmp_path / site)
     succeed(*example)
 
 
@@ -446,9 +449,21 @@ def test_progress_moves_on_a_terminal(
         "fit": ("fit", store, "-o", tmp_path / "m.sgmm"),
         "predict": ("predict", store, model, "-o", tmp_path / "l.zarr"),
         "info": ("info", model),
+        "update": ("update", store, shutil.copy(model, tmp_path / "u.sgmm")),
+        "statistics": ("statistics", store, model, "-o", tmp_path / "s.sgmm"),
+        "merge": ("merge", tmp_path / "here.sgmm", "-o", tmp_path / "n.sgmm"),
     }
+    load(model).statistics(np.zeros((5, 4))).save(tmp_path / "here.sgmm")
     succeed(*arguments[command])
-    shown = {"demo": ("writing", "100%", "reading"), "fit": ("reading",), "predict": ("predicting", "100%"), "info": ()}
+    shown = {
+        "demo": ("writing", "100%", "reading"),
+        "fit": ("reading",),
+        "update": ("reading",),
+        "predict": ("predicting", "100%"),
+        "info": (),
+        "statistics": (),
+        "merge": (),
+    }
     for words in shown[command]:
         assert words in screen.getvalue()
     assert bool(screen.getvalue()) == bool(shown[command])
