@@ -103,7 +103,7 @@ def main() -> None:
     print(f"alarm: {false} of {len(runs)} stationary runs of {BATCHES} batches raised one", flush=True)
     for jump in (0.25, 0.5, 1.0, 2.0):
         raised = [alarms(1_000 + seed, jump, JUMP_AT + 5) for seed in runs]
-        within = [sum(r[JUMP_AT : JUMP_AT + after].any() for r in raised) for after in range(1, 6)]
+        within = [sum(map(any, (r[JUMP_AT : JUMP_AT + after] for r in raised))) for after in range(1, 6)]
         early = sum(r[:JUMP_AT].any() for r in raised)
         print(
             f"  jump of {jump:4.2f}: raised within 1 to 5 batches in {within} of {len(runs)}, before in {early}",
