@@ -9,6 +9,7 @@ import shutil
 import stat
 import struct
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -290,6 +291,7 @@ class RecordFile:
         if needed > free:
             raise _no_room(n_records, needed, f"{free:,} are free")
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  it lives as long as the records
+        weakref.finalize(self, self._file.close)
 
     def __len__(self) -> int:
         return self._n_records
