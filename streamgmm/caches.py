@@ -63,19 +63,21 @@ class FileCaches:
         return len(self._records)
 
     def __getitem__(self, block: int, /) -> SufficientStats:
-        return _stats_of(self._records[block], self._structure, self._k, self._d)
+        return stats_of(self._records[block], self._structure, self._k, self._d)
 
     def __setitem__(self, block: int, value: SufficientStats, /) -> None:
-        self._records[block] = _record_of(value)
+        self._records[block] = record_of(value)
 
 
-def _record_of(stats: SufficientStats) -> Floats:
+def record_of(stats: SufficientStats) -> Floats:
+    """Statistics as one vector."""
     arrays = (stats.moments, stats.common, stats.origin, stats.scale)
     facts = [float(getattr(stats, name)) for name in FACTS]
     return np.concatenate([*(array.reshape(-1) for array in arrays), facts])
 
 
-def _stats_of(record: Floats, structure: type[AbstractCovariance], k: int, d: int) -> SufficientStats:
+def stats_of(record: Floats, structure: type[AbstractCovariance], k: int, d: int) -> SufficientStats:
+    """What ``record_of`` made a vector of."""
     shapes = [(k, 1 + d + structure.quadratic.size(d)), (OUTER.size(d) if structure.shared else 0,), (k, d), (d,)]
     moments, common, origin, scale = _cut(record, shapes)
     log_likelihood, squares, weight, n_rows, n_skipped = record[-len(FACTS) :].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -195,7 +196,8 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         self._learn(found.learned)
         if found.running is not None:
             ledger = Ledger() if found.record is None else Ledger((found.record,))
-            self._online = Online.started(found.running, self.n_rows_, self.n_skipped_, ledger)
+            online = Online.started(found.running, self.n_rows_, self.n_skipped_, ledger)
+            self._online = replace(online, remembered=found.remembered)
         return found
 
     def plan(self, X: Any) -> Plan:

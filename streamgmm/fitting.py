@@ -31,6 +31,7 @@ from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.plan import Plan, make_plan
 from streamgmm.protocols import Executor, Integers, Readable, Source
 from streamgmm.provenance import provenance
+from streamgmm.remembered import Remembered, fits
 from streamgmm.solvers.em import FitResult, em
 from streamgmm.solvers.incremental import group_size, incremental
 from streamgmm.solvers.stepwise import Running
@@ -130,12 +131,14 @@ class Fit:
     """What a fit learned. starved: components that have lost their rows.
 
     running: what stepwise EM goes on from, None without a pass.  record: of a store, whose rows all count as learned.
+    remembered: the statistics of its blocks, where a model can keep them.
     """
 
     learned: Learned
     starved: tuple[int, ...]
     running: Running | None = None
     record: StoreRecord | None = None
+    remembered: Remembered | None = None
 
 
 def fit(
@@ -179,7 +182,19 @@ def fit(
     )
     running = None if result.stats is None else Running.of_rows(result.stats, result.params)
     record = None if witness is None else witness.record()
-    return Fit(learned, result.starved, running, record)
+    remembered = _remembered(source, result, log) if store is opened else None
+    return Fit(learned, result.starved, running, record, remembered)
+
+
+def _remembered(source: Source, result: FitResult, log: Log) -> Remembered | None:
+    """The statistics of a store's blocks, where the solver kept them and a model can; a line where it cannot."""
+    if result.caches is None:
+        return None
+    blocks = source.blocks()
+    if not fits(len(blocks), result.params):
+        log.say(f"the statistics of {len(blocks):,} blocks are too many for a model: its rows cannot be taken back")
+        return None
+    return Remembered(tuple(block.stop for block in blocks), tuple(result.caches[i] for i in range(len(blocks))))
 
 
 def counted(source: Source, executor: Executor, settings: Settings, log: Log) -> Source:

@@ -92,7 +92,7 @@ class Memory:
         return replace(self, total=total_of(caches, self.params.means, self.total.scale))
 
 
-def total_of(caches: BlockCaches, origin: Floats, scale: Floats) -> SufficientStats:
+def total_of(caches: BlockCaches | Sequence[SufficientStats], origin: Floats, scale: Floats) -> SufficientStats:
     """The sum of the caches, about ``origin`` (k, d)."""
     total = caches[0].about(origin, scale)
     for block in range(1, len(caches)):
