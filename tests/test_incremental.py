@@ -21,13 +21,25 @@ from conftest import write_zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from mixtures import UNFINISHED, blobs, given_start
-from support import KINDS, Case, absolute_terms, assert_same, cases, cut_at, cut_places, densities, responsibilities
+from support import (
+    KINDS,
+    Case,
+    absolute_terms,
+    assert_identical,
+    assert_same,
+    cases,
+    cut_at,
+    cut_places,
+    densities,
+    responsibilities,
+)
 from support import stats_of as whole
 
 from streamgmm import GaussianMixture, fitting, open_source
 from streamgmm.checks import RULES
 from streamgmm.errors import DataError, NumericalError
-from streamgmm.executors import SerialExecutor
+from streamgmm.executors import LocalExecutor, SerialExecutor
+from streamgmm.executors.local import threaded_get
 from streamgmm.free_energy import ExpectedLogJoint, expected_log_joint
 from streamgmm.kernel import e_step_each, prepare
 from streamgmm.params import MixtureParams
@@ -287,6 +299,18 @@ def test_same_bits_wherever_blocks_run(scheduler: tuple[str, int], tmp_path: Pat
             runs.append(fit(open_source(store, block_rows=40), tol=0.0, max_iter=3))
     for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
         np.testing.assert_array_equal(getattr(runs[0], name), getattr(runs[1], name), err_msg=name)
+
+
+def test_blocks_read_the_same_on_every_executor() -> None:
+    """The statistics of each of 90 blocks, in their order, as the serial executor leaves them."""
+    source, params = open_source(blobs(90 * 40 - 13), block_rows=40), Case(3, 3, 1, 0).mixture("full")
+    numbers = np.random.default_rng(0).permutation(90).tolist()
+    wanted = fitting.Rows(source, SerialExecutor(), params.frame()).read_blocks(params, numbers)
+    for get, n in ((dask.get, 1), (threaded_get, 3)):
+        found = fitting.Rows(source, LocalExecutor(get, n), params.frame()).read_blocks(params, numbers)
+        for one, other in zip(found, wanted, strict=True):
+            assert_identical(one, other)
+    assert [stats.n_rows for stats in wanted] == [27 if number == 89 else 40 for number in numbers]
 
 
 def test_starts_run_one_after_the_other_and_the_best_is_kept(caplog: pytest.LogCaptureFixture) -> None:

@@ -153,6 +153,7 @@ def incremental(
             found = run.result(tol, max_iter, report)
         except NumericalError as error:
             failure = failure or error
+            n_passes += 1
         else:
             best = found if best is None or found.lower_bound > best.lower_bound else best
         n_passes += len(run.bounds)
