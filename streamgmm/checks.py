@@ -76,7 +76,7 @@ RULES: dict[str, Rule] = {
     "max_iter": _whole(0),
     "n_init": _whole(1),
     "init_params": _one_of("auto", "kmeans", "k-means++", "random", "random_from_data"),
-    "solver": _one_of("auto", "em"),
+    "solver": _one_of("auto", "em", "incremental"),
     "step_exponent": Rule("a number above 0.5 and at most 1", lambda v: _is_amount(v) and 0.5 < float(v) <= 1.0),
     "forgetting": Rule(
         "None, the share that a row forgets (above 0 and at most 1), {'half_life': ROWS} or {'effective_rows': ROWS} "

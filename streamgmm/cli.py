@@ -119,6 +119,7 @@ def fit(
     max_iter: Annotated[int, typer.Option(help="Most passes over the rows.")] = 100,
     n_init: Annotated[int, typer.Option(help="Starts; they share each pass and the best one is kept.")] = 1,
     init_params: Annotated[str, typer.Option(help=f"How starts are found: {RULES['init_params'].words}.")] = "auto",
+    solver: Annotated[str, typer.Option(help=f"How passes are made: {RULES['solver'].words}.")] = "auto",
     nan_policy: NanPolicy = "raise",
     missing_chunks: MissingChunks = "refuse",
     decode: Decode = "refuse",
@@ -141,6 +142,7 @@ def fit(
             max_iter=max_iter,
             n_init=n_init,
             init_params=init_params,
+            solver=solver,
             random_state=seed,
         )
         with _passes_shown():

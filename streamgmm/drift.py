@@ -62,6 +62,7 @@ class BatchReport:
     step: the share that the batch has of the statistics now.  weights_moved: the largest change of a weight.
     means_moved: that of a mean, in standard deviations of its component.  effective_rows: rows of equal weight that the
     model remembers as much as.  learned: False where the batch had been learned before, and nothing was done.
+    again: True where rows that were learned before were taken back, and these learned in their place.
     started: False while rows are kept until there are enough for a start.  remark: what else is to be said.
     """
 
@@ -78,6 +79,7 @@ class BatchReport:
     means_moved: float = 0.0
     effective_rows: float = 0.0
     learned: bool = True
+    again: bool = False
     started: bool = True
     remark: str = ""
 
@@ -115,7 +117,8 @@ class BatchReport:
 class UpdateReport:
     """What an update did.
 
-    n_units: steps that were taken.  n_rows, n_skipped: rows learned from and left out in them.  waiting: rows that are
+    n_units: steps that were taken.  n_rows, n_skipped: new rows learned from and left out in them.  n_again: rows of
+    blocks that had changed, which were taken back and learned again.  waiting: rows that are
     there and were not learned yet, and ``why``.  alarms: units with an alarm.  batches: reports of the last units.
     """
 
@@ -126,14 +129,16 @@ class UpdateReport:
     waiting: int = 0
     why: str = ""
     alarms: int = 0
+    n_again: int = 0
     batches: tuple[BatchReport, ...] = ()
 
     def with_batch(self, report: BatchReport) -> UpdateReport:
         return replace(
             self,
             n_units=self.n_units + 1,
-            n_rows=self.n_rows + report.n_rows,
-            n_skipped=self.n_skipped + report.n_skipped,
+            n_rows=self.n_rows + report.n_rows * (not report.again),
+            n_skipped=self.n_skipped + report.n_skipped * (not report.again),
+            n_again=self.n_again + report.n_rows * report.again,
             alarms=self.alarms + report.alarm,
             batches=(*self.batches, report)[-MOST_REPORTS:],
         )
@@ -149,7 +154,9 @@ class UpdateReport:
             return f"{self.name}: {self.batches[-1].remark if self.batches else 'nothing new'}." + waits
         alarms = f", {self.alarms:,} of them with an alarm of drift" if self.alarms else ""
         units = f"{self.n_units:,} step{'s' * (self.n_units != 1)}"
-        return f"{self.name}: {self.n_rows:,} new rows learned in {units}{alarms}.{waits} Last: {self.batches[-1]}."
+        again = f" and {self.n_again:,} learned again" * bool(self.n_again)
+        new = f"{self.n_rows:,} new rows learned{again}"
+        return f"{self.name}: {new} in {units}{alarms}.{waits} Last: {self.batches[-1]}."
 
 
 def observed(chart: Chart, running: Running, batch: SufficientStats) -> tuple[Chart, BatchReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -76,8 +77,12 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         ``logging.getLogger("streamgmm")`` has all of it at level INFO, with a line for every pass.
     verbose_interval : int
         Passes between two printed lines.
-    solver : {"auto", "em"}
-        "em" is textbook EM with scikit-learn's stopping rule; "auto" is the same for now.
+    solver : {"auto", "em", "incremental"}
+        "em" is textbook EM with scikit-learn's stopping rule; "auto" is the same for now. "incremental" (Neal & Hinton
+        1998) keeps the statistics of every block of the rows, in memory up to 64 MiB and else in a temporary file, and
+        makes up to 40 M-steps a pass, whatever the order of the rows. Starts run one after the other. Its lower bounds
+        are those of the parameters after each pass: the free energy, which is at most their mean log-likelihood and
+        never falls, but for what ``reg_covar`` adds.
     step_exponent : float
         In (0.5, 1]. Batches that are learned one by one remember memory^exponent rows once there are many: with 1 all
         rows count alike for ever; less forgets what was learned from with poorer parameters.
@@ -191,7 +196,8 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         self._learn(found.learned)
         if found.running is not None:
             ledger = Ledger() if found.record is None else Ledger((found.record,))
-            self._online = Online.started(found.running, self.n_rows_, self.n_skipped_, ledger)
+            online = Online.started(found.running, self.n_rows_, self.n_skipped_, ledger)
+            self._online = replace(online, remembered=found.remembered)
         return found
 
     def plan(self, X: Any) -> Plan:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import struct
+import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -268,3 +271,55 @@ def as_array(arrays: Mapping[str, Any], name: str, dtype: np.dtype[Any], shape: 
     if array.dtype != dtype or not fits:
         raise TypeError(f"{name!r} holds {array.dtype} of shape {array.shape} where {dtype} of {shape} is expected")
     return array
+
+
+# -- records of a fixed size, for as long as this process lives --------------------------------------------------------
+
+
+class RecordFile:
+    """Vectors of float64, all of one length, in one file that has no name: nothing of it is left behind.
+
+    Records are read and written one at a time and never mapped: pages of a mapping would count as the process's own,
+    and a full disk would kill it instead of raising an error.
+    """
+
+    def __init__(self, n_records: int, length: int) -> None:
+        """Raises FileFormatError, with the numbers, where the folder for temporary files has no room."""
+        self._n_records, self._length = n_records, length
+        folder, needed = tempfile.gettempdir(), n_records * 8 * length
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise _no_room(n_records, needed, f"{free:,} are free")
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  it lives as long as the records
+        weakref.finalize(self, self._file.close)
+
+    def __len__(self) -> int:
+        return self._n_records
+
+    def __getitem__(self, number: int) -> Floats:
+        """The record as it was written last, read-only."""
+        return np.frombuffer(os.pread(self._file.fileno(), 8 * self._length, self._place(number)))
+
+    def __setitem__(self, number: int, record: Floats) -> None:
+        left, place = memoryview(record.tobytes()), self._place(number)
+        if len(left) != 8 * self._length:
+            raise ValueError(f"a record of {len(left):,} bytes among those of {8 * self._length:,}")
+        try:
+            while left:
+                written = os.pwrite(self._file.fileno(), left, place)
+                left, place = left[written:], place + written
+        except OSError as error:
+            raise _no_room(self._n_records, self._n_records * 8 * self._length, str(error)) from error
+
+    def _place(self, number: int) -> int:
+        if not 0 <= number < self._n_records:
+            raise IndexError(f"record {number} of {self._n_records}")
+        return 8 * self._length * number
+
+
+def _no_room(n_records: int, needed: int, why: str) -> FileFormatError:
+    return FileFormatError(
+        f"The statistics of {n_records:,} blocks take {needed:,} bytes in a file of the folder for temporary files, "
+        f"{tempfile.gettempdir()!r}, but there is no room for it ({why}). Set TMPDIR to a folder with more room, give "
+        "the source larger blocks (block_rows=), or use a solver that keeps no statistics of blocks."
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from streamgmm.caches import caches_bytes, held_bytes, make_caches
 from streamgmm.checks import (
     check_hyper_parameters,
     checked_means,
@@ -22,7 +23,7 @@ from streamgmm.errors import DataError, ParameterError, RegularisationWarning, w
 from streamgmm.executors import FAN_IN, executor_for
 from streamgmm.growth import Witness
 from streamgmm.history import PassRecord
-from streamgmm.kernel import e_step, prepare, workspace_bytes
+from streamgmm.kernel import e_step, e_step_each, prepare, workspace_bytes
 from streamgmm.learned import Learned
 from streamgmm.ledger import StoreRecord
 from streamgmm.params import MixtureParams
@@ -30,11 +31,13 @@ from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.plan import Plan, make_plan
 from streamgmm.protocols import Executor, Integers, Readable, Source
 from streamgmm.provenance import provenance
+from streamgmm.remembered import Remembered, fits
 from streamgmm.solvers.em import FitResult, em
+from streamgmm.solvers.incremental import group_size, incremental
 from streamgmm.solvers.stepwise import Running
 from streamgmm.sources import is_store, stored
 from streamgmm.start import find_start
-from streamgmm.stats import SufficientStats
+from streamgmm.stats import Frame, SufficientStats
 from streamgmm.streams import sample_index
 
 logger = logging.getLogger("streamgmm")
@@ -60,6 +63,7 @@ class Settings:
     weights_init: Any
     means_init: Any
     precisions_init: Any
+    solver: str
     step_exponent: float
     forgetting: float
     prior_rows: float | None
@@ -80,7 +84,10 @@ class Settings:
             forgetting=forgetting_rate(values["forgetting"]),
             average=bool(values["average"]),
             prior_rows=None if values["prior_rows"] is None else float(values["prior_rows"]),
-            **{name: values[name] for name in ("init_params", "weights_init", "means_init", "precisions_init")},
+            **{
+                name: values[name]
+                for name in ("init_params", "weights_init", "means_init", "precisions_init", "solver")
+            },
         )
 
     @property
@@ -124,12 +131,14 @@ class Fit:
     """What a fit learned. starved: components that have lost their rows.
 
     running: what stepwise EM goes on from, None without a pass.  record: of a store, whose rows all count as learned.
+    remembered: the statistics of its blocks, where a model can keep them.
     """
 
     learned: Learned
     starved: tuple[int, ...]
     running: Running | None = None
     record: StoreRecord | None = None
+    remembered: Remembered | None = None
 
 
 def fit(
@@ -158,7 +167,8 @@ def fit(
         _tell_skipped(pilot, source, settings, log)
         _warn_regularisation(pilot, settings.reg_covar)
         starts = starting_parameters(pilot, source.n_features, settings, seed, log, last)
-        result = _solve(source, executor, pilot, settings, starts, log)
+        frame = pilot.frame(isotropic=settings.structure.isotropic)
+        result = SOLVERS[settings.solver].solve(Rows(source, executor, frame), settings, starts, seed, log)
     origin = {"seed": f"{seed:032x}", "block_rows": plan.block_rows, **provenance()}
     learned = Learned(
         result.params,
@@ -172,7 +182,19 @@ def fit(
     )
     running = None if result.stats is None else Running.of_rows(result.stats, result.params)
     record = None if witness is None else witness.record()
-    return Fit(learned, result.starved, running, record)
+    remembered = _remembered(source, result, log) if store is opened else None
+    return Fit(learned, result.starved, running, record, remembered)
+
+
+def _remembered(source: Source, result: FitResult, log: Log) -> Remembered | None:
+    """The statistics of a store's blocks, where the solver kept them and a model can; a line where it cannot."""
+    if result.caches is None:
+        return None
+    blocks = source.blocks()
+    if not fits(len(blocks), result.params):
+        log.say(f"the statistics of {len(blocks):,} blocks are too many for a model: its rows cannot be taken back")
+        return None
+    return Remembered(tuple(block.stop for block in blocks), tuple(result.caches[i] for i in range(len(blocks))))
 
 
 def counted(source: Source, executor: Executor, settings: Settings, log: Log) -> Source:
@@ -205,7 +227,15 @@ def sample_size(source: Readable, settings: Settings) -> int:
 
 def fit_plan(source: Source, executor: Executor, settings: Settings, size: int) -> Plan:
     """The plan of the passes of a fit whose sample has ``size`` rows. MemoryPlanError where they would not fit."""
-    return pass_plan(source, executor, settings.n_components, settings.structure, settings.n_init, size)
+    k, structure, d = settings.n_components, settings.structure, source.n_features
+    solver = SOLVERS[settings.solver]
+    models = settings.n_init if solver.at_once else 1
+    kept = carried = 0
+    if solver.keeps_blocks:
+        n_blocks = len(source.blocks())
+        kept = held_bytes(n_blocks, group_size(n_blocks), structure, k, d, settings.n_init)
+        carried = caches_bytes(group_size(n_blocks), structure, k, d)
+    return pass_plan(source, executor, k, structure, models, size, kept=kept, carried=carried)
 
 
 def pass_plan(
@@ -215,8 +245,14 @@ def pass_plan(
     structure: type[AbstractCovariance],
     models: int = 1,
     sample: int = 0,
+    *,
+    kept: int = 0,
+    carried: int = 0,
 ) -> Plan:
-    """The plan of a pass with ``models`` mixtures of k components, and a sample of so many rows."""
+    """The plan of a pass with ``models`` mixtures of k components, and a sample of so many rows.
+
+    kept, carried: bytes that the caller, and processes beside it, hold of statistics that are not added up.
+    """
     d = source.n_features
     return make_plan(
         source,
@@ -225,27 +261,72 @@ def pass_plan(
         workspace_bytes=workspace_bytes(structure, k, d, models),
         value_bytes=8 * k * (1 + d + structure.quadratic.size(d)) * models,
         sample_bytes=8 * sample * (4 * d + 4 * k),
-        carried_bytes=2 * 8 * sample * d,
+        carried_bytes=2 * 8 * sample * d + carried,
+        kept_bytes=kept,
     )
 
 
-def _solve(
-    source: Source, executor: Executor, pilot: Pilot, settings: Settings, starts: list[MixtureParams], log: Log
-) -> FitResult:
-    frame, blocks = pilot.frame(isotropic=settings.structure.isotropic), source.blocks()
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a fit as solvers see them: read whole, or some blocks of them."""
 
-    def read(models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
-        scorers = tuple(prepare(model, frame) for model in models)
-        return executor.map_reduce(e_step, scorers, blocks, source.graph).values
+    source: Source
+    executor: Executor
+    frame: Frame
 
+    def read(self, models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
+        """The statistics of all rows, one of each model."""
+        scorers = tuple(prepare(model, self.frame) for model in models)
+        return self.executor.map_reduce(e_step, scorers, self.source.blocks(), self.source.graph).values
+
+    def read_blocks(self, params: MixtureParams, numbers: Sequence[int]) -> tuple[SufficientStats, ...]:
+        """The statistics of the blocks of these numbers, one of each. A block is a task: there are few of them."""
+        blocks = self.source.blocks()
+        chosen, executor = [blocks[number] for number in numbers], self.executor.sized(1)
+        return executor.map_reduce(e_step_each, prepare(params, self.frame), chosen, self.source.graph).values
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A way from starts to a mixture. at_once: starts share every read.  keeps_blocks: the statistics of each block are
+    kept from pass to pass."""
+
+    solve: Callable[[Rows, Settings, list[MixtureParams], int, Log], FitResult]
+    at_once: bool = True
+    keeps_blocks: bool = False
+
+
+def _em(rows: Rows, settings: Settings, starts: list[MixtureParams], seed: int, log: Log) -> FitResult:
     return em(
-        read,
+        rows.read,
         starts,
         tol=settings.tol,
         max_iter=settings.max_iter,
         reg_covar=settings.reg_covar,
         report=log.report,
     )
+
+
+def _incremental(rows: Rows, settings: Settings, starts: list[MixtureParams], seed: int, log: Log) -> FitResult:
+    n_blocks, d = len(rows.source.blocks()), rows.source.n_features
+    return incremental(
+        rows.read_blocks,
+        starts,
+        make_caches=lambda: make_caches(n_blocks, settings.structure, settings.n_components, d),
+        seed=seed,
+        tol=settings.tol,
+        max_iter=settings.max_iter,
+        reg_covar=settings.reg_covar,
+        report=log.report,
+    )
+
+
+#: The solvers by name. A new one is a new file and a line here.
+SOLVERS = {
+    "auto": Solver(_em),
+    "em": Solver(_em),
+    "incremental": Solver(_incremental, at_once=False, keeps_blocks=True),
+}
 
 
 def starting_parameters(

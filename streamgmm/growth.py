@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from streamgmm.errors import DataError
 from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
 from streamgmm.ledger import Ledger, StoreRecord, Unit
@@ -24,26 +22,38 @@ StampOf = Callable[[int, int], tuple[int, int]]
 @dataclass(frozen=True)
 class Growth:
     """What of a store is to be learned. units: [start, stop) of each, in order.  waiting: rows that are there but not
-    learned yet, and ``why``.  record: what was learned of the store before."""
+    learned yet, and ``why``.  record: what was learned of the store before.  changed: units of it whose rows are others
+    now, with the stamps of today."""
 
     record: StoreRecord
     units: tuple[tuple[int, int], ...]
     stamps: tuple[tuple[int, int], ...]
     waiting: int = 0
     why: str = ""
+    changed: tuple[Unit, ...] = ()
 
 
 def growth(
-    ledger: Ledger, source: ZarrSource, executor: Executor, stop: Any, *, flush: bool, say: Callable[[str], None]
+    ledger: Ledger,
+    source: ZarrSource,
+    executor: Executor,
+    stop: Any,
+    *,
+    flush: bool,
+    say: Callable[[str], None],
+    takes_back: bool = False,
 ) -> tuple[Ledger, Growth]:
     """What of a store is new, and can be learned. Raises DataError where what was learned before has changed.
 
-    Also the ledger, in which a store that has moved has its new place.
+    Also the ledger, in which a store that has moved has its new place.  takes_back: whether rows of the ledger's first
+    store can be unlearned: that they have changed is then no error.
     """
     written = look(source.array)  # before the rows are read: what is written meanwhile is seen the next time
     said = rows_written(source, stop)
     ledger, record = _known(ledger, source, executor, say)
-    record = _unchanged(record, source, executor, written.stamp)
+    record, changed = _compared(record, source, executor, written.stamp)
+    if changed and not (takes_back and record.key == ledger.stores[0].key):
+        raise DataError(_changed(source.name, changed))
     learned, why = record.n_rows, ""
     end = source.n_rows if flush else max(0, written.last) * source.grid_rows
     if said is not None:
@@ -65,7 +75,7 @@ def growth(
         rest = "a rest of less than a unit waits for more rows; flush=True learns it now"
         why = rest if reached < end else f"no more than {end:,} rows are said to be written"
     stamps = tuple(written.stamp(*unit) for unit in units)
-    return ledger, Growth(record, units, stamps, max(0, source.n_rows - reached), why)
+    return ledger, Growth(record, units, stamps, max(0, source.n_rows - reached), why, changed)
 
 
 def _cut(start: int, stop: int, size: int, *, flush: bool) -> tuple[tuple[int, int], ...]:
@@ -115,11 +125,14 @@ def _known(
     return ledger, StoreRecord.empty(key, source.name)
 
 
-def _unchanged(record: StoreRecord, source: ZarrSource, executor: Executor, stamp: StampOf) -> StoreRecord:
-    """The record with the stamps of today. DataError names the rows that were learned and have changed since.
+def _compared(
+    record: StoreRecord, source: ZarrSource, executor: Executor, stamp: StampOf
+) -> tuple[StoreRecord, tuple[Unit, ...]]:
+    """The record with the stamps of today, and the units that have changed since they were learned.
 
     Rows whose chunks were written again since are read and compared with their fingerprints, and so are the last ones
-    where the store does not say when a chunk was written.
+    where the store does not say when a chunk was written. A changed unit keeps its old stamp in the record. DataError
+    where the store has fewer rows than were learned.
     """
     if source.n_rows < record.n_rows:
         raise DataError(
@@ -127,22 +140,26 @@ def _unchanged(record: StoreRecord, source: ZarrSource, executor: Executor, stam
             "replaced; restore it, or fit again."
         )
     units = record.units()
-    stamps = [stamp(unit.start, unit.stop) for unit in units]
-    suspects = [unit for unit, now in zip(units, stamps, strict=True) if unit.stamp != now]
-    if units and not any(size for size, _ in stamps):
+    today = [replace(unit, stamp=stamp(unit.start, unit.stop)) for unit in units]
+    suspects = [unit for unit, now in zip(units, today, strict=True) if unit.stamp != now.stamp]
+    if units and not any(unit.stamp[0] for unit in today):
         suspects = [units[-1]]
     if not suspects:
-        return record
+        return record, ()
     found = _fingerprints(source, executor, suspects)
-    changed = [unit for unit, mark in zip(suspects, found, strict=True) if unit.fingerprint != mark]
-    if changed:
-        more = f" and {len(changed) - MOST_NAMED:,} more" if len(changed) > MOST_NAMED else ""
-        named = ", ".join(map(str, changed[:MOST_NAMED]))
-        raise DataError(
-            f"{source.name}: {named}{more} were learned before and have changed since. Running statistics cannot take "
-            'them back: restore the rows, or fit again (solver="incremental" can learn them anew).'
-        )
-    return replace(record, stamps=np.array(stamps, dtype=np.int64).reshape(-1, 2))
+    changed = {unit.start for unit, mark in zip(suspects, found, strict=True) if unit.fingerprint != mark}
+    same = [old if now.start in changed else now for old, now in zip(units, today, strict=True)]
+    return StoreRecord.of_units(record.key, record.name, same), tuple(unit for unit in today if unit.start in changed)
+
+
+def _changed(name: str, changed: tuple[Unit, ...]) -> str:
+    """Words for rows that were learned and have changed."""
+    more = f" and {len(changed) - MOST_NAMED:,} more" if len(changed) > MOST_NAMED else ""
+    named = ", ".join(map(str, changed[:MOST_NAMED]))
+    return (
+        f"{name}: {named}{more} were learned before and have changed since. Running statistics cannot take them back: "
+        'restore the rows, or fit again (solver="incremental" can learn them anew).'
+    )
 
 
 def _fingerprints(source: ZarrSource, executor: Executor, units: list[Unit]) -> list[bytes]:

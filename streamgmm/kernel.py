@@ -26,7 +26,7 @@ from streamgmm.errors import DataError, NumericalError
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Block, Booleans, Floats, Integers, Rows
 from streamgmm.quadratic import OUTER, AbstractQuadratic
-from streamgmm.stats import Frame, PerModel, SufficientStats
+from streamgmm.stats import Frame, Listed, PerModel, SufficientStats
 
 LOG_2PI = float(np.log(2.0 * np.pi))
 
@@ -398,6 +398,11 @@ def e_step(scorers: tuple[Scorer, ...], block: Block) -> PerModel:
         for scorer, total, joint in zip(scorers, sums, joints, strict=True):
             total.learn(scorer, tile, joint[:, : tile.features.shape[1]], block)
     return PerModel(tuple(total.stats(scorer) for scorer, total in zip(scorers, sums, strict=True)))
+
+
+def e_step_each(scorer: Scorer, block: Block) -> Listed:
+    """The E-step of one model on one block; a sum over blocks keeps the SufficientStats of each of them apart."""
+    return Listed(e_step((scorer,), block).values)
 
 
 class _Sums:

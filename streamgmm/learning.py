@@ -101,12 +101,17 @@ def statistics_of(source: Readable, executor: Executor, params: MixtureParams) -
 def learn_batch(
     online: Online, source: Batch, executor: Executor, settings: Settings, seed: int, log: Log, name: str | None = None
 ) -> tuple[Online, BatchReport]:
-    """Learn one batch in one step. Raises DataError or NumericalError, and then nothing has changed."""
+    """Learn one batch in one step. Raises DataError or NumericalError, and then nothing has changed.
+
+    Where the statistics of blocks were kept they are let go: they no longer are all that the model was made of.
+    """
     if online.running is None and settings.seeks_start:
         after, report = _begin(online, source, executor, settings, seed, log)
     else:
         after, report = _step(online, online.running or _given(source, settings, log), source, executor, settings)
-    return after, replace(report, name=name)
+    if online.remembered is not None:
+        log.say("the statistics of blocks are let go: with this batch, rows can no longer be taken back")
+    return replace(after, remembered=None), replace(report, name=name)
 
 
 def _given(source: Batch, settings: Settings, log: Log) -> Running:

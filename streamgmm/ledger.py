@@ -62,9 +62,12 @@ class StoreRecord:
         ]
 
     def extended(self, units: Sequence[Unit]) -> StoreRecord:
-        """With units that follow on those before."""
+        """With units that follow on those before, or take the place of the ones with the same rows."""
         if not units:
             return self
+        if units[0].start < self.n_rows:
+            by_start = {unit.start: unit for unit in (*self.units(), *units)}
+            return StoreRecord.of_units(self.key, self.name, [by_start[start] for start in sorted(by_start)])
         new = StoreRecord.of_units(self.key, self.name, units)
         return replace(
             self,

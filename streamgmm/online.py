@@ -14,6 +14,7 @@ from streamgmm.files import as_amount, as_array, as_count, as_floats, as_number
 from streamgmm.ledger import FINGERPRINT_BYTES, Ledger, StoreRecord
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Floats, Integers
+from streamgmm.remembered import Remembered
 from streamgmm.solvers.stepwise import Average, Running
 from streamgmm.stored_stats import arrays_of, facts_of, stats_of
 
@@ -22,7 +23,8 @@ from streamgmm.stored_stats import arrays_of, facts_of, stats_of
 class Online:
     """What a model carries from batch to batch.
 
-    running: None while rows are kept for a start.  chart: of drift.  kept_rows, kept_weights: (m, d) and (m,), empty
+    running: None while rows are kept for a start.  remembered: the blocks of the first store of the ledger, where
+    ``running`` is made of them and nothing else.  chart: of drift.  kept_rows, kept_weights: (m, d) and (m,), empty
     once the model has started.  n_steps: batches that were learned in a step.
     """
 
@@ -34,6 +36,7 @@ class Online:
     n_rows: int = 0
     n_skipped: int = 0
     n_steps: int = 0
+    remembered: Remembered | None = None
 
     @classmethod
     def nothing(cls, d: int) -> Online:
@@ -54,7 +57,8 @@ class Online:
         """Components ``order``, the numbers they have now."""
         running = None if self.running is None else self.running.reordered(order)
         chart = None if self.chart is None else replace(self.chart, innovation=self.chart.innovation[order])
-        return replace(self, running=running, chart=chart)
+        remembered = None if self.remembered is None else self.remembered.reordered(order)
+        return replace(self, running=running, chart=chart, remembered=remembered)
 
     # -- in a file -------------------------------------------------------------------------------------------------
 
@@ -68,6 +72,8 @@ class Online:
                 found |= arrays_of(self.running.average.stats, "average")
                 found |= {"running_weights": params.weights, "running_means": params.means}
                 found |= {"running_covariances": params.covariance.values}
+        if self.remembered is not None:
+            found |= self.remembered.arrays()
         if self.chart is not None:
             found["chart_innovation"] = self.chart.innovation
         for name in _LEDGER:
@@ -114,7 +120,11 @@ class Online:
                 as_floats(arrays, "chart_innovation", shape), as_number(chart["surplus"]), as_amount(chart["noise"])
             )
         n_rows, n_skipped, n_steps = (as_count(facts[name]) for name in ("n_rows", "n_skipped", "n_steps"))
-        return cls(running, chart, *kept, _ledger(facts, arrays), n_rows, n_skipped, n_steps)
+        ledger = _ledger(facts, arrays)
+        remembered = None
+        if running is not None and Remembered.STOPS in arrays:
+            remembered = Remembered.of(arrays, running.params, ledger.stores[0].stops if ledger.stores else None)
+        return cls(running, chart, *kept, ledger, n_rows, n_skipped, n_steps, remembered)
 
 
 #: Arrays of a store's record.

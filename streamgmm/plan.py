@@ -86,6 +86,7 @@ class _Costs:
     value: int
     sample: int
     carried: int
+    kept: int
     fan_in: int
 
     def threads(self, n: int) -> int:
@@ -108,13 +109,15 @@ def make_plan(
     value_bytes: int,
     sample_bytes: int,
     carried_bytes: int = 0,
+    kept_bytes: int = 0,
     limit_bytes: int | None = None,
 ) -> Plan:
     """The plan of a pass.
 
     workspace_bytes: what the kernel allocates beside the rows, per thread.  value_bytes: what a block leaves behind.
-    sample_bytes: what the caller keeps.  carried_bytes: what travels to it through other processes.  limit_bytes:
-    memory of the caller's machine; what it has by default.
+    sample_bytes: what the caller keeps.  carried_bytes: what travels to it through other processes.  kept_bytes: what
+    the caller keeps of the blocks from pass to pass.  limit_bytes: memory of the caller's machine; what it has by
+    default.
 
     Tasks are made smaller where a process would hold too much; blocks never are, for the last bits depend on them.
     Raises MemoryPlanError, with the numbers, where it still would.
@@ -123,7 +126,7 @@ def make_plan(
     n_blocks = len(source.blocks())
     chunk = 0 if source.in_memory else COPIES_OF_A_CHUNK * row_bytes * min(source.grid_rows, n_rows)
     chunk += source.weight_bytes
-    costs = _Costs(chunk, workspace_bytes, value_bytes, sample_bytes, carried_bytes, fan_in)
+    costs = _Costs(chunk, workspace_bytes, value_bytes, sample_bytes, carried_bytes, kept_bytes, fan_in)
     span = 1
     if source.divisible:
         span = _blocks_per_task(n_blocks, 8 * source.n_features * source.block_rows, capacity.n_threads, fan_in)
@@ -155,12 +158,13 @@ def make_plan(
 def _caller_peak(capacity: Capacity, costs: _Costs, n_blocks: int) -> int:
     """Peak of the process that calls fit: it runs the blocks itself, or waits for others and takes what they send."""
     if capacity.n_processes:
-        return LIBRARY_BYTES + costs.held_by_tasks(1, 1) + costs.sample
+        return LIBRARY_BYTES + costs.held_by_tasks(1, 1) + costs.sample + costs.kept
     return (
         LIBRARY_BYTES
         + costs.threads(capacity.n_threads)
         + costs.held_by_tasks(capacity.n_threads, n_blocks)
         + costs.sample
+        + costs.kept
     )
 
 
@@ -196,12 +200,13 @@ def _excess(source: Source, capacity: Capacity, costs: _Costs, span: int, n_bloc
     others = 0 if limit is not None else capacity.n_processes * worker  # a cluster's limits are its own business
     if peak + others > machine:
         threads = _count(capacity.n_threads, "thread")
+        kept = f", statistics kept of the blocks {_size(costs.kept)}" if costs.kept else ""
         return (
             f"A pass over {source.name} needs {_size(peak + others)} at its peak, but {_size(machine)} are there: "
             f"libraries {_size(LIBRARY_BYTES + capacity.n_processes * _worker_base(capacity))}, {threads} x ({chunk}), "
-            f"statistics {_size(costs.held_by_tasks(capacity.n_threads, n_blocks))}, sample {_size(costs.sample)}. "
-            "Use fewer threads (dask.config.set(num_workers=1), or DASK_NUM_WORKERS=1 in the environment), rechunk "
-            "the store to fewer rows a chunk, or lower n_components."
+            f"statistics {_size(costs.held_by_tasks(capacity.n_threads, n_blocks))}, sample {_size(costs.sample)}"
+            f"{kept}. Use fewer threads (dask.config.set(num_workers=1), or DASK_NUM_WORKERS=1 in the environment), "
+            "rechunk the store to fewer rows a chunk, or lower n_components."
         )
     return None
 

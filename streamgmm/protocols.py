@@ -136,6 +136,19 @@ Shared = TypeVar("Shared")
 Value = TypeVar("Value", bound=Reducible)
 
 
+Cached = TypeVar("Cached")
+
+
+class Caches(Protocol[Cached]):
+    """One value a block, kept from pass to pass, in memory or elsewhere. A value that was got does not change."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, block: int, /) -> Cached: ...
+
+    def __setitem__(self, block: int, value: Cached, /) -> None: ...
+
+
 class Capacity(NamedTuple):
     """Where blocks run.
 

@@ -85,6 +85,11 @@ class SufficientStats:
             n_skipped=self.n_skipped + other.n_skipped,
         )
 
+    def __sub__(self, other: SufficientStats) -> SufficientStats:
+        """The statistics of the rows that ``other`` has not. DataError as for a sum."""
+        less = other * -1.0
+        return self + replace(less, n_rows=-less.n_rows, n_skipped=-less.n_skipped)
+
     def __mul__(self, factor: float) -> SufficientStats:
         """Every row weighted ``factor`` times as much; the two counts stay."""
         return replace(
@@ -104,6 +109,8 @@ class SufficientStats:
         Q(a z + t) = Q(a) Q(z) + 2 B(a z, t) + Q(t), summed with the responsibilities.
         """
         origin = np.broadcast_to(origin, self.origin.shape)
+        if np.array_equal(origin, self.origin) and np.array_equal(scale, self.scale):
+            return self
         factor = scale / self.scale
         shift = (self.origin - origin) * scale
         mass, first = self.mass[:, None], self.first * factor
@@ -170,3 +177,13 @@ class PerModel:
 
     def __add__(self, other: PerModel) -> PerModel:
         return PerModel(tuple(a + b for a, b in zip(self.values, other.values, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """A value for each of some blocks, in their order; adds by putting one behind the other."""
+
+    values: tuple[Any, ...]
+
+    def __add__(self, other: Listed) -> Listed:
+        return Listed(self.values + other.values)

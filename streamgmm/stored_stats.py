@@ -28,22 +28,28 @@ def stats_of(
     """Statistics in the shapes that go with ``params``. KeyError, TypeError or ValueError where they are none."""
     k, d = params.means.shape
     quadratic, shared = params.covariance.quadratic, params.covariance.shared
-    scale = as_floats(arrays, f"{prefix}_scale", (d,))
-    if not (np.frexp(scale)[0] == 0.5).all():
-        raise ValueError("scales that are no powers of two")
-    moments = as_floats(arrays, f"{prefix}_moments", (k, 1 + d + quadratic.size(d)))
-    weight = as_amount(facts["weight"])
-    if (moments[:, 0] < 0).any() or not abs(moments[:, 0].sum() - weight) <= 1e-6 * weight:
-        raise ValueError("masses that do not sum to the weight of the rows")
-    return SufficientStats(
-        quadratic,
-        moments,
-        as_floats(arrays, f"{prefix}_common", (OUTER.size(d),)) if shared else np.empty(0),
-        as_floats(arrays, f"{prefix}_origin", (k, d)),
-        scale,
-        as_number(facts["log_likelihood"]),
-        as_number(facts["log_likelihood_squares"]),
-        weight,
-        as_count(facts["n_rows"]),
-        as_count(facts["n_skipped"]),
+    return sound(
+        SufficientStats(
+            quadratic,
+            as_floats(arrays, f"{prefix}_moments", (k, 1 + d + quadratic.size(d))),
+            as_floats(arrays, f"{prefix}_common", (OUTER.size(d),)) if shared else np.empty(0),
+            as_floats(arrays, f"{prefix}_origin", (k, d)),
+            as_floats(arrays, f"{prefix}_scale", (d,)),
+            as_number(facts["log_likelihood"]),
+            as_number(facts["log_likelihood_squares"]),
+            as_amount(facts["weight"]),
+            as_count(facts["n_rows"]),
+            as_count(facts["n_skipped"]),
+        )
     )
+
+
+def sound(stats: SufficientStats) -> SufficientStats:
+    """The same; ValueError where rows cannot have left it behind."""
+    if not (np.frexp(stats.scale)[0] == 0.5).all():
+        raise ValueError("scales that are no powers of two")
+    if (stats.mass < 0).any() or not abs(stats.mass.sum() - stats.weight) <= 1e-6 * stats.weight:
+        raise ValueError("masses that do not sum to the weight of the rows")
+    if stats.n_rows < 0 or stats.n_skipped < 0:
+        raise ValueError("fewer rows than none")
+    return stats

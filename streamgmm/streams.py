@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     STARTS = 2
     SAMPLES = 3
     EXPECTED = 4
+    BLOCK_ORDER = 5
 
 
 def draw_seed(random_state: Any) -> int:

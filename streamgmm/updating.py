@@ -19,13 +19,14 @@ from streamgmm.fitting import Log, Settings, pass_plan, same_shape, sample_size
 from streamgmm.growth import growth
 from streamgmm.kernel import m_step
 from streamgmm.learned import Learned
-from streamgmm.learning import Batch, learn_batch, learn_units, of_mixture, start_rows, statistics_of
+from streamgmm.learning import Batch, learn_batch, of_mixture, start_rows, statistics_of
 from streamgmm.ledger import Unit
 from streamgmm.merging import Statistics
 from streamgmm.online import Online
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Executor, Integers, Source
 from streamgmm.provenance import provenance
+from streamgmm.relearning import learn_growth, takes_back
 from streamgmm.solvers.stepwise import Running
 from streamgmm.sources import is_store, open_source, stored
 from streamgmm.streams import draw_seed
@@ -70,6 +71,11 @@ class Updating:
         chunk (``open_source(..., block_rows=)`` sets it). All rows of a store that was fitted count as learned. What
         was learned is part of the model, and is saved with it in one file.
 
+        After ``fit`` with ``solver="incremental"`` the model keeps the statistics of the store's blocks while they
+        take at most 64 MiB and nothing else is learned. New units are then added as blocks and no row fades; a block
+        that has changed is taken back and learned again, all of it. Where ``forgetting`` or ``average`` is set units
+        are learned in steps all the same.
+
         Parameters
         ----------
         X : str, Path, zarr.Array, zarr.Group or Source
@@ -89,8 +95,9 @@ class Updating:
         Raises
         ------
         DataError
-            Rows that were learned have changed since, or rows that are said to be written are not there; what
-            ``partial_fit`` raises for rows that cannot be learned from. The units before them stay learned.
+            Rows that were learned have changed since and cannot be taken back, or rows that are said to be written are
+            not there; what ``partial_fit`` raises for rows that cannot be learned from. The units before them stay
+            learned.
         ParameterError
             X is neither a store nor a named batch, or an option has no meaning for it.
         """
@@ -258,8 +265,10 @@ class Updating:
         log, saved = self._log(), time.monotonic()
         online = self._before(source, settings)
         with self._executor(source, settings) as (executor, _):
-            ledger, found = growth(online.ledger, source, executor, stop, flush=flush, say=log.say)
-            record, done = found.record, (online, 0)
+            back = takes_back(online, settings)
+            ledger, found = growth(online.ledger, source, executor, stop, flush=flush, say=log.say, takes_back=back)
+            online, record = replace(online, ledger=ledger), found.record
+            done = (online, 0)
             units: list[Unit] = []
             report = UpdateReport(source.name, waiting=found.waiting, why=found.why)
             seed = draw_seed(self.random_state)
@@ -270,8 +279,8 @@ class Updating:
                     self._publish(replace(after, ledger=ledger.with_store(record.extended(units[:count]))))
 
             try:
-                for after, unit, batch in learn_units(online, found, source, executor, settings, seed, log):
-                    units.append(unit)
+                for after, learned, batch in learn_growth(online, found, source, executor, settings, seed, log):
+                    units += learned
                     done = after, len(units)  # at once: an interrupt finds both the step and its unit, or neither
                     report = report.with_batch(batch)
                     self.report_ = batch
@@ -322,7 +331,9 @@ class Updating:
                     sample = max(sample_size(counted, of), start_rows(of, source.n_features))
             else:
                 k, structure, sample = of.n_components, type(of.covariance), 0
-            plan = pass_plan(counted, executor, k, structure, sample=min(sample, counted.n_rows))
+            known = None if self._online is None else self._online.remembered
+            kept = 0 if known is None else known.n_bytes
+            plan = pass_plan(counted, executor, k, structure, sample=min(sample, counted.n_rows), kept=kept)
             yield executor.sized(plan.blocks_per_task), counted
 
     def _log(self: Any) -> Log:

@@ -51,7 +51,7 @@ ALLOWED: dict[str, list[Any]] = {
     "warm_start": [True, False, np.bool_(True)],
     "verbose": [0],
     "verbose_interval": [1, 10**30],
-    "solver": ["auto", "em"],
+    "solver": ["auto", "em", "incremental"],
 }
 GIVEN = ("weights_init", "means_init", "precisions_init")
 

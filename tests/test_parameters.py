@@ -114,7 +114,7 @@ TABLE: dict[str, Parameter] = {
     "warm_start": Parameter(True, passes_of_a_second_fit, (1, "yes", None)),
     "verbose": Parameter(1, printed(), (-1, 1.5, "1", None)),
     "verbose_interval": Parameter(2, printed(verbose=1), (0, -1, *NOT_WHOLE)),
-    "solver": Parameter("em", None, ("newton", "EM", None, 1)),
+    "solver": Parameter("incremental", attribute("lower_bounds_", tol=1e-6), ("newton", "EM", None, 1)),
     "step_exponent": Parameter(0.6, learned_on, (0.5, 1.1, None, *NOT_AN_AMOUNT)),
     "forgetting": Parameter(
         {"half_life": 200},

@@ -11,6 +11,7 @@ from streamgmm.errors import NumericalError
 from streamgmm.history import PassRecord
 from streamgmm.kernel import m_step
 from streamgmm.params import MixtureParams
+from streamgmm.protocols import Caches
 from streamgmm.stats import SufficientStats
 
 #: One read of all rows: the statistics of each of the models.
@@ -21,7 +22,7 @@ Read = Callable[[tuple[MixtureParams, ...]], tuple[SufficientStats, ...]]
 class FitResult:
     """The mixture after the last M-step; lower_bounds are those of the parameters that entered each pass.
 
-    stats: of the last pass, None where there was none.
+    stats: of the last pass, None where there was none.  caches: those of the blocks, where the solver keeps any.
     """
 
     params: MixtureParams
@@ -30,6 +31,7 @@ class FitResult:
     n_passes: int
     starved: tuple[int, ...]
     stats: SufficientStats | None = None
+    caches: Caches[SufficientStats] | None = None
 
     @property
     def lower_bound(self) -> float:

@@ -1,0 +1,67 @@
+"""The expected complete log-likelihood, and the entropy of responsibilities: the two parts of EM's free energy.
+
+With the statistics S of rows under any responsibilities r, and parameters theta,
+
+    F = H + Q(S; theta)    H = -sum r log r    Q(S; theta) = sum r log(w_k N(x | k))
+
+is a lower bound of the log-likelihood at theta, and equal to it where r are the responsibilities at theta (Neal &
+Hinton 1998). Q is linear in the statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from streamgmm.kernel import LOG_2PI
+from streamgmm.params import MixtureParams
+from streamgmm.protocols import Floats
+from streamgmm.quadratic import pack
+from streamgmm.stats import LEAST_MASS, SufficientStats
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedLogJoint:
+    """Q(.; theta) as coefficients of statistics about ``means`` (k, d) in the coordinates of ``scale`` (d,).
+
+    constants: (k,) of the masses, nats in the data's units.  second: (k, q) of the second moments.  common: of those
+    that are not told apart, empty where there are none.
+    """
+
+    means: Floats
+    scale: Floats
+    constants: Floats
+    second: Floats
+    common: Floats
+
+    @classmethod
+    def of(cls, params: MixtureParams, scale: Floats) -> Self:
+        """NumericalError, naming the component, where a covariance is not positive definite."""
+        k, d = params.means.shape
+        covariance = params.covariance.scaled(scale)
+        root = covariance.root(k, d)
+        with np.errstate(divide="ignore"):
+            constants = np.log(params.weights) + root.log_det - 0.5 * d * LOG_2PI + np.log(scale).sum()
+        common = np.empty(0)
+        if covariance.shared:
+            inverse = root.whiten(0, np.eye(d))
+            common = -0.5 * pack(inverse.T @ inverse * (2.0 - np.eye(d)))
+        return cls(params.means, scale, constants, covariance.natural_quadratic(root), common)
+
+    def __call__(self, stats: SufficientStats) -> float:
+        """Q(stats; theta), nats. A component whose mass is nothing adds nothing, whatever its weight."""
+        centred = stats.about(self.means, self.scale)
+        there = centred.mass > LEAST_MASS
+        masses = centred.mass[there] @ self.constants[there]
+        return float(masses + (centred.second * self.second)[there].sum() + centred.common @ self.common)
+
+    def entropy(self, stats: SufficientStats) -> float:
+        """-sum r log r, nats, of the responsibilities in ``stats``, which were taken at theta."""
+        return stats.log_likelihood - self(stats)
+
+
+def expected_log_joint(stats: SufficientStats, params: MixtureParams) -> float:
+    """Q(stats; params), nats: the log-likelihood that the rows would have if their components were known, expected."""
+    return ExpectedLogJoint.of(params, stats.scale)(stats)
