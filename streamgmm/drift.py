@@ -91,7 +91,9 @@ class BatchReport:
     def __str__(self) -> str:
         name = "batch" if self.name is None else f"batch {self.name}"
         if not self.learned:
-            return f"{name}: {self.remark or 'already learned, nothing done'}"
+            return f"{name}: already learned, nothing done"
+        if self.n_skipped and not self.n_rows:
+            return f"{name}: all of its {self.n_skipped:,} rows are left out"
         counts = f"{name}: {self.n_rows:,} rows" + f" ({self.n_skipped:,} left out)" * bool(self.n_skipped)
         if not self.started:
             return f"{counts}, {self.remark}"

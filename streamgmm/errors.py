@@ -15,6 +15,10 @@ class DataError(StreamGMMError, ValueError):
     """The rows, weights or shapes that were given cannot be learned from."""
 
 
+class NothingLeftError(DataError):
+    """Every row of what was given has NaN and is left out."""
+
+
 class DataTypeError(StreamGMMError, TypeError):
     """The data have a type that is not a real number of at most 64 bits."""
 

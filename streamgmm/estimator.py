@@ -29,6 +29,7 @@ from streamgmm.executors import executor_for, memory_scheduler, single_blas_thre
 from streamgmm.fitting import DEFAULT_TOL, Fit, Log, Settings, fit, fit_plan, pass_plan, sample_size
 from streamgmm.kernel import prepare
 from streamgmm.learned import Learned, Model
+from streamgmm.learning import of_mixture
 from streamgmm.ledger import Ledger
 from streamgmm.merging import Statistics
 from streamgmm.online import Online
@@ -194,9 +195,12 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         source = self._open(X, sample_weight, reset=True)
         found = fit(source, settings, seed, log, sample_weight=sample_weight, last=last)
         self._learn(found.learned)
-        if found.running is not None:
+        running = found.running
+        if running is None and found.record is not None:  # not one pass, but the rows were read, and count as learned
+            running = of_mixture(found.learned.params, settings)
+        if running is not None:
             ledger = Ledger() if found.record is None else Ledger((found.record,))
-            online = Online.started(found.running, self.n_rows_, self.n_skipped_, ledger)
+            online = Online.started(running, self.n_rows_, self.n_skipped_, ledger)
             self._online = replace(online, remembered=found.remembered)
         return found
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import struct
 import tempfile
+import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import isfinite
@@ -31,6 +34,8 @@ HEADER = "streamgmm"
 #: Bytes of a whole file, and of its header: more is refused before anything is allocated.
 LARGEST_FILE = 2 * 2**30
 LARGEST_HEADER = 16 * 2**20
+#: A file that was begun and is older than this belongs to a writer that is no more.
+OLD_SECONDS = 3600.0
 #: Arrays in a file: a model has six at most.
 MOST_ARRAYS = 64
 
@@ -104,6 +109,7 @@ def _require_replaceable(target: Path) -> None:
 
 def _replace(target: Path, data: bytes) -> None:
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    _sweep(target)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -118,6 +124,15 @@ def _replace(target: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what writers of the same file left beside it when they were killed, once it is old."""
+    form = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}")
+    with suppress(OSError):  # it is in nobody's way
+        for entry in os.scandir(target.parent):
+            if form.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD_SECONDS:
+                os.unlink(entry.path)
 
 
 def read(path: str | Path, *kinds: str) -> Contents:
@@ -264,6 +279,8 @@ def as_floats(arrays: Mapping[str, Any], name: str, shape: tuple[int | None, ...
 def as_array(arrays: Mapping[str, Any], name: str, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> Any:
     array = arrays.get(name)
     if array is None:
+        if all(shape):  # something is expected there
+            raise KeyError(name)
         array = np.empty([size or 0 for size in shape], dtype=dtype)
     fits = len(shape) == array.ndim and all(
         size in (None, found) for size, found in zip(shape, array.shape, strict=True)

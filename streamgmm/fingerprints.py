@@ -35,7 +35,8 @@ class _Watched:
 
     def pieces(self) -> Iterator[Piece]:
         for piece in self._block.pieces():
-            self._look(np.ascontiguousarray(piece.rows))
+            native = piece.rows.dtype.newbyteorder("=")  # the handle that wrote a store may have another order
+            self._look(np.ascontiguousarray(piece.rows, dtype=native))
             yield piece
             del piece  # else it lives while the next one is read
 

@@ -119,7 +119,7 @@ def _known(
         ends = [units[0], units[-1]] if units and units[-1].stop <= source.n_rows else []
         if ends and _fingerprints(source, executor, ends) == [unit.fingerprint for unit in ends]:
             say(f"{source.name} is taken for {known.name}, learned before at another place: its rows are the same")
-            moved_here = replace(known, key=key, name=source.name)
+            moved_here = known.at(key, source.name)
             stores = tuple(moved_here if store is known else store for store in ledger.stores)
             return replace(ledger, stores=stores), moved_here
     return ledger, StoreRecord.empty(key, source.name)

@@ -132,7 +132,7 @@ class Model:
             settings = {**_checked(facts["params"], dict), **given}
             draw_seed(settings.get("random_state"))
             return cls(learned, settings, names, online)
-        except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
             raise FileFormatError(
                 f"{name} does not describe a mixture ({error or type(error).__name__}). Take a backup, or fit again."
             ) from error

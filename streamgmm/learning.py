@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamgmm.drift import BatchReport, Chart, moved, observed
-from streamgmm.errors import DataError
+from streamgmm.errors import DataError, NothingLeftError
 from streamgmm.executors import SerialExecutor
 from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
 from streamgmm.fitting import LARGEST_SAMPLE_BYTES, Log, Settings, sample_size, starting_parameters
@@ -88,10 +88,10 @@ def statistics_of(source: Readable, executor: Executor, params: MixtureParams) -
     """The statistics of all rows; DataError where none of them counts."""
     scorers = (prepare(params, params.frame()),)
     stats: SufficientStats = executor.map_reduce(e_step, scorers, source.blocks(), source.graph).values[0]
+    if not stats.n_rows:
+        raise NothingLeftError(f"All {stats.n_skipped} rows of {source.name} have NaN, so none is left to learn from.")
     if not stats.weight > 0:
-        raise DataError(
-            f"All rows of {source.name} have weight zero, or NaN and are left out. At least one must count."
-        )
+        raise DataError(f"All {stats.n_rows} rows of {source.name} have weight zero. At least one must count.")
     return stats
 
 
@@ -211,10 +211,20 @@ def learn_units(
 ) -> Iterator[tuple[Online, Unit, BatchReport]]:
     """Learn a unit after the other, a step each; yields what the model carries after each of them.
 
-    The ledger is left to the caller, who writes all units into it at once.
+    A unit of which every row is left out counts as learned, without a step. The ledger is left to the caller, who
+    writes all units into it at once.
     """
     for (start, stop), stamp in zip(found.units, found.stamps, strict=True):
         watching = FingerprintingExecutor(executor, WHOLE)
         batch = Batch(source.name, stop - start, source.n_features, [source.block(start, stop)])
-        online, report = learn_batch(online, batch, watching, settings, seed, log, f"{source.name}[{start}:{stop}]")
+        name = f"{source.name}[{start}:{stop}]"
+        try:
+            online, report = learn_batch(online, batch, watching, settings, seed, log, name)
+        except NothingLeftError:
+            online, report = left_out(online, name, stop - start)
         yield online, Unit(start, stop, watching.fingerprints[0], stamp), report
+
+
+def left_out(online: Online, name: str, n_rows: int) -> tuple[Online, BatchReport]:
+    """After a unit of which every row is left out."""
+    return online.with_counts(0, n_rows), BatchReport(name, n_skipped=n_rows)

@@ -35,7 +35,7 @@ class StoreRecord:
     """What was learned of one store, in order from its first row.
 
     key: hash of the place of the store.  name: its last part, for sentences.  stops: (u,) ends of the units.
-    fingerprints: (u, 16) uint8.  stamps: (u, 2).
+    fingerprints: (u, 16) uint8.  stamps: (u, 2).  others: keys of places where it was before, or where a copy is.
     """
 
     key: str
@@ -43,6 +43,12 @@ class StoreRecord:
     stops: Integers
     fingerprints: np.ndarray[tuple[int, int], np.dtype[np.uint8]]
     stamps: Integers
+    others: tuple[str, ...] = ()
+
+    def at(self, key: str, name: str) -> StoreRecord:
+        """The record of the same rows at another place. It answers for the old place too: copies are one store."""
+        others = tuple(known for known in (self.key, *self.others) if known != key)
+        return replace(self, key=key, name=name, others=others)
 
     @classmethod
     def empty(cls, key: str, name: str) -> StoreRecord:
@@ -100,7 +106,8 @@ class Ledger:
     n_stream: int = 0
 
     def store(self, key: str) -> StoreRecord | None:
-        return next((record for record in self.stores if record.key == key), None)
+        """The record of the store at a place, if any of its rows were learned."""
+        return next((record for record in self.stores if key in (record.key, *record.others)), None)
 
     def with_store(self, record: StoreRecord) -> Ledger:
         """With ``record`` in the place of the one with its key, or as a new one."""

@@ -83,7 +83,7 @@ class Statistics:
         try:
             params = stored_mixture(contents.facts, contents.arrays)
             return cls(stats_of(contents.facts["stats"], contents.arrays, "stats", params), params)
-        except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
             raise FileFormatError(
                 f"{name} does not hold statistics ({error or type(error).__name__}). Take them again."
             ) from error

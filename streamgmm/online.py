@@ -93,7 +93,7 @@ class Online:
             "running": running and {**facts_of(running.stats), "memory": running.memory, "squares": running.squares},
             "average": average and {**facts_of(average.stats), "rows": average.rows},
             "chart": self.chart and {"surplus": self.chart.surplus, "noise": self.chart.noise},
-            "stores": [[record.key, record.name, len(record.stops)] for record in self.ledger.stores],
+            "stores": [[[record.key, *record.others], record.name, len(record.stops)] for record in self.ledger.stores],
             "batches": dict(self.ledger.batches),
             "n_stream": self.ledger.n_stream,
         }
@@ -113,12 +113,7 @@ class Online:
         running = None if facts["running"] is None else _running(facts, arrays, published)
         if running is None and published is not None:
             raise ValueError("a mixture without the statistics that made it")
-        chart = facts["chart"]
-        if chart is not None:
-            shape = (None if published is None else published.n_components, 1 + d)
-            chart = Chart(
-                as_floats(arrays, "chart_innovation", shape), as_number(chart["surplus"]), as_amount(chart["noise"])
-            )
+        chart = None if published is None or facts["chart"] is None else _chart(facts["chart"], arrays, published)
         n_rows, n_skipped, n_steps = (as_count(facts[name]) for name in ("n_rows", "n_skipped", "n_steps"))
         ledger = _ledger(facts, arrays)
         remembered = None
@@ -129,6 +124,11 @@ class Online:
 
 #: Arrays of a store's record.
 _LEDGER = ("stops", "fingerprints", "stamps")
+
+
+def _chart(said: Mapping[str, Any], arrays: Mapping[str, Any], published: MixtureParams) -> Chart:
+    innovation = as_floats(arrays, "chart_innovation", (published.n_components, 1 + published.n_features))
+    return Chart(innovation, as_number(said["surplus"]), as_amount(said["noise"]))
 
 
 def _running(facts: Mapping[str, Any], arrays: Mapping[str, Any], published: MixtureParams | None) -> Running:
@@ -150,17 +150,17 @@ def _running(facts: Mapping[str, Any], arrays: Mapping[str, Any], published: Mix
 
 
 def _ledger(facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> Ledger:
-    said = [(str(key), str(name), as_count(n)) for key, name, n in facts["stores"]]
+    said = [([str(key) for key in keys], str(name), as_count(n)) for keys, name, n in facts["stores"]]
     total = sum(n for *_, n in said)
     stops = as_array(arrays, "ledger_stops", np.dtype(np.int64), (total,))
     stamps = as_array(arrays, "ledger_stamps", np.dtype(np.int64), (total, 2))
     marks = as_array(arrays, "ledger_fingerprints", np.dtype(np.uint8), (total, FINGERPRINT_BYTES))
     records, first = [], 0
-    for key, name, n in said:
+    for (key, *others), name, n in said:
         part = slice(first, first + n)
         if n and not (np.diff(stops[part], prepend=0) > 0).all():
             raise ValueError("units of a store that do not follow on each other")
-        records.append(StoreRecord(key, name, stops[part], marks[part], stamps[part]))
+        records.append(StoreRecord(key, name, stops[part], marks[part], stamps[part], tuple(others)))
         first += n
     batches = {str(name): as_count(n) for name, n in facts["batches"].items()}
     return Ledger(tuple(records), batches, as_count(facts["n_stream"]))

@@ -8,7 +8,7 @@ from operator import add
 
 import numpy as np
 
-from streamgmm.errors import DataError, NumericalError
+from streamgmm.errors import DataError, NothingLeftError, NumericalError
 from streamgmm.kernel import Tile, tiles
 from streamgmm.linalg import power_of_two
 from streamgmm.protocols import Block, Executor, Floats, Integers, Readable
@@ -81,7 +81,7 @@ def take_pilot(source: Readable, executor: Executor, sample_index: Integers) -> 
     survey = executor.map_reduce(survey_block, sample_index, source.blocks(), source.graph)
     moments = survey.moments
     if not moments.n_rows:
-        raise DataError(
+        raise NothingLeftError(
             f"All {moments.n_skipped} rows of {source.name} have NaN in some feature, so none is left. Drop the "
             "feature that is missing everywhere, or fill it in."
         )

@@ -13,7 +13,6 @@ from operator import add
 import numpy as np
 
 from streamgmm.drift import BatchReport, Chart, moved, observed
-from streamgmm.errors import DataError
 from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
 from streamgmm.fitting import Log, Settings
 from streamgmm.growth import Growth
@@ -97,7 +96,9 @@ class _Teacher:
         memory = memory.visited(read, caches, [block], self.settings.reg_covar)
         after = Running.of_rows(memory.total, memory.params)
         after.params.covariance.root(*after.params.means.shape)
-        chart, report = observed(online.chart or Chart.blank(running.params), running, caches[block])
+        chart, report = online.chart, BatchReport(n_skipped=caches[block].n_skipped)
+        if caches[block].n_rows:  # not all of them are left out
+            chart, report = observed(chart or Chart.blank(running.params), running, caches[block])
         report = replace(_of_step(report, running, after, memory.starved), name=self._name(units))
         self.total = memory.total
         counted = online.with_counts(caches[block].n_rows - old.n_rows, caches[block].n_skipped - old.n_skipped)
@@ -110,10 +111,7 @@ class _Teacher:
         """The statistics of these units together."""
         scorer = prepare(params, Frame(params.frame().shift, self.total.scale))
         blocks = [self.source.block(unit.start, unit.stop) for unit in units]
-        stats = reduce(add, executor.map_reduce(e_step_each, scorer, blocks, self.source.graph).values)
-        if not stats.weight > 0:
-            raise DataError(f"All rows of {self._name(units)} have NaN and are left out. At least one must count.")
-        return stats
+        return reduce(add, executor.map_reduce(e_step_each, scorer, blocks, self.source.graph).values)
 
     def _name(self, units: list[Unit]) -> str:
         return f"{self.source.name}[{units[0].start}:{units[-1].stop}]"

@@ -20,13 +20,15 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
-from streamgmm import GaussianMixture, load
-from streamgmm.errors import FileFormatError
+from streamgmm import GaussianMixture, load, open_source
+from streamgmm.errors import FileFormatError, StreamGMMError
 
 SEED = 81
 GIB = 2**30
@@ -52,16 +54,29 @@ def known() -> GaussianMixture:
 Arrays = dict[str, np.ndarray]
 
 
-def sound(folder: Path) -> tuple[dict[str, Any], Arrays]:
+def laden(folder: Path) -> GaussianMixture:
+    """A model that carries all that can go from batch to batch: statistics, blocks, an average, a chart, a ledger."""
+    rows, _ = known().sample(400)
+    zarr.create_array(folder / "rows.zarr", data=rows, chunks=(100, 2))
+    start = {"weights_init": [0.5, 0.5], "means_init": [[0.0, 0.0], [1.0, 1.0]], "precisions_init": [np.eye(2)] * 2}
+    model = GaussianMixture(2, solver="incremental", tol=0.1, random_state=7, **start)
+    source = open_source(folder / "rows.zarr", block_rows=100)
+    model.fit(source).set_params(average=True).update(rows, batch_id="monday")
+    return model
+
+
+def sound(folder: Path, model: GaussianMixture | None = None) -> tuple[dict[str, Any], Arrays]:
     """The facts and the arrays of a model that was saved."""
     path = folder / "sound.sgmm"
-    known().save(path)
+    (model or known()).save(path)
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     table = json.loads(data[8:end])
     facts = json.loads(table.pop("__metadata__")["streamgmm"])["facts"]
     spans = {name: slice(*(end + offset for offset in entry["data_offsets"])) for name, entry in table.items()}
-    return facts, {name: np.frombuffer(data[span]).reshape(table[name]["shape"]) for name, span in spans.items()}
+    types = {name: next(key for key, value in NAMES.items() if value == table[name]["dtype"]) for name in spans}
+    arrays = {name: np.frombuffer(data[span], types[name]) for name, span in spans.items()}
+    return facts, {name: array.reshape(table[name]["shape"]) for name, array in arrays.items()}
 
 
 def sealed(facts: Any, arrays: Arrays, /, **changes: Any) -> str:
@@ -126,14 +141,19 @@ TYPES = ["F64", "BF16", "F8_E4M3", "F8_E5M2", "U64", "F16", "I8", "BOOL", "C64",
 
 
 class Maker:
-    """Makes hostile file number so and so; the words tell how."""
+    """Makes hostile file number so and so; the words tell how. Every second one is made of the last of the models."""
 
-    def __init__(self, facts: dict[str, Any], arrays: Arrays) -> None:
-        self.facts, self.arrays = facts, arrays
-        self.good = whole(facts, arrays)
+    def __init__(self, *models: tuple[dict[str, Any], Arrays]) -> None:
+        self.models = models
+        self._take(0)
+
+    def _take(self, model: int) -> None:
+        self.facts, self.arrays = self.models[model]
+        self.good = whole(self.facts, self.arrays)
 
     def file(self, number: int) -> tuple[str, bytes]:
         self.rng = np.random.default_rng([SEED, number])
+        self._take(number // 8 % len(self.models))
         kinds: list[Callable[[], bytes]] = [
             self.bytes_changed, self.table_changed, self.fact_changed, self.parameter_changed, self.array_changed,
             self.header_changed, self.cut_and_joined, self.foreign,
@@ -176,11 +196,20 @@ class Maker:
         facts = dict(self.facts)
         for _ in range(int(self.rng.integers(1, 3))):
             name = self.one([*facts, "unknown"])
-            if self.rng.random() < 0.2:
+            if "online" in facts and isinstance(facts.get("online"), dict) and self.rng.random() < 0.7:
+                facts["online"] = self._deeper(facts["online"])
+            elif self.rng.random() < 0.2:
                 facts.pop(name, None)
             else:
                 facts[name] = self.one(ODD)
         return whole(facts, self.arrays)
+
+    def _deeper(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """With one value of what goes from batch to batch changed, at any depth."""
+        name = self.one(list(facts))
+        if isinstance(facts[name], dict) and facts[name] and self.rng.random() < 0.7:
+            return {**facts, name: self._deeper(facts[name])}
+        return {**facts, name: self.one(ODD)}
 
     def parameter_changed(self) -> bytes:
         name = self.one([*self.facts["params"], "weights_init", "unknown", "__class__", "self", ""])
@@ -321,6 +350,8 @@ def unsound(model: GaussianMixture, folder: Path) -> str:
         repr(model)
         labels = model.predict(model.means_)
         model.save(folder / "again.sgmm")
+        with suppress(StreamGMMError):
+            model.partial_fit(model.means_)
     except Exception as error:
         return f"was loaded, and then {type(error).__name__}: {error!s:.200}"
     return "" if ((labels >= 0) & (labels < len(model.weights_))).all() else "labels are out of range"
@@ -328,7 +359,7 @@ def unsound(model: GaussianMixture, folder: Path) -> str:
 
 def main(count: int, folder: Path) -> None:
     """Open ``count`` hostile files and print what came of it, as JSON."""
-    maker, watch = Maker(*sound(folder)), Watch(folder)
+    maker, watch = Maker(sound(folder, known()), sound(folder, laden(folder))), Watch(folder)
 
     def late(*_: Any) -> None:
         raise HangError(f"nothing after {HANGS} s")
@@ -337,10 +368,11 @@ def main(count: int, folder: Path) -> None:
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
     path = folder / "hostile.sgmm"
-    path.write_bytes(maker.good)
-    first = watch.load(path)[0]
-    assert first is not None  # what is imported on first use is there now
-    unsound(first, folder)
+    for model in maker.models:
+        path.write_bytes(whole(*model))
+        first, wrong = watch.load(path)
+        assert first is not None, wrong  # what is imported on first use is there now
+        assert unsound(first, folder) == ""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + GIB, taken + GIB))
     found: dict[str, Any] = {"loaded": 0, "wrong": [], "kinds": Counter()}

@@ -269,3 +269,14 @@ def test_no_path_and_no_weight_of_a_row_is_saved(tmp_path):
     model.save(tmp_path / "secret-folder.sgmm")
     assert b"secret-folder" not in (tmp_path / "secret-folder.sgmm").read_bytes()
     assert load(tmp_path / "secret-folder.sgmm").random_state is None
+
+
+def test_what_a_killed_writer_left_is_swept_away_once_it_is_old(tmp_path):
+    """An hour later; what another writer is at, and files of other names, stay."""
+    names = [f".m.sgmm.{'0' * 32}", f".m.sgmm.{'1' * 32}", f".m.sgmm.{'x' * 32}", f".n.sgmm.{'0' * 32}"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"begun")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / names[1])
+    files.write(tmp_path / "m.sgmm", files.Contents("model", {}, {}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "m.sgmm"])

@@ -111,7 +111,7 @@ def rows_written(source: ZarrSource, stop: Any) -> int | None:
                 "it after each append, or give stop=ROWS."
             )
         said, where = source.array.attrs[stop], f"the attribute {stop!r:.80} of {source.name}"
-    elif not isinstance(stop, int) and not hasattr(stop, "__index__"):
+    elif isinstance(stop, bool) or not hasattr(stop, "__index__") or int(stop) < 0:
         raise ParameterError(f"stop must be a number of rows or the name of an attribute, but it is {shown(stop)}.")
     if isinstance(said, bool) or not hasattr(said, "__index__") or not 0 <= int(said) <= source.n_rows:
         raise DataError(f"{where} is {shown(said)}, but {source.name} has {source.n_rows:,} rows: expected 0 to that.")
