@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -81,6 +83,13 @@ def run_shell(block: CodeBlock, document: Path) -> str:
         assert result.exit_code == 0, f"{line}\n{result.output}"
         printed += result.stdout
     return printed
+
+
+@pytest.fixture(autouse=True)
+def quiet_again() -> Iterator[None]:
+    """What a document shows of the log is over with it."""
+    yield
+    logging.getLogger("streamgmm").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
