@@ -83,7 +83,7 @@ RULES: dict[str, Rule] = {
         "with at least one row",
         lambda v: _forgotten(v) is not None,
     ),
-    "prior_rows": Rule("None or a number above zero", lambda v: v is None or (_is_amount(v) and float(v) > 0)),
+    "prior_rows": Rule("None or a number of at least one", lambda v: v is None or (_is_amount(v) and float(v) >= 1)),
     "average": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "warm_start": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "verbose": Rule(

@@ -143,7 +143,9 @@ def read(path: str | Path, *kinds: str) -> Contents:
         return _read(target, kinds)
     except FileFormatError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+    except (
+        SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError,
+    ) as error:  # fmt: skip
         raise FileFormatError(
             f"{target.name} cannot be read as a streamgmm file ({error or type(error).__name__}). It is damaged or "
             "something else; take a backup, or fit again."

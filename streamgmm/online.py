@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from streamgmm.checks import checked_mixture
+from streamgmm.checks import LARGEST_MEAN, checked_mixture
 from streamgmm.drift import Chart
 from streamgmm.files import as_amount, as_array, as_count, as_floats, as_number
+from streamgmm.kernel import m_step
 from streamgmm.ledger import FINGERPRINT_BYTES, Ledger, StoreRecord
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Floats, Integers
 from streamgmm.remembered import Remembered
-from streamgmm.solvers.stepwise import Average, Running
+from streamgmm.solvers.stepwise import LEAST_WEIGHT, Average, Running
 from streamgmm.stored_stats import arrays_of, facts_of, stats_of
 
 
@@ -136,17 +137,35 @@ def _running(facts: Mapping[str, Any], arrays: Mapping[str, Any], published: Mix
         raise ValueError("running statistics without a mixture")
     said, average = facts["running"], facts["average"]
     memory, squares = as_amount(said["memory"]), as_amount(said["squares"])
-    if not 0 < squares <= 1e6:
+    if not 0 < squares <= 1.0 / LEAST_WEIGHT:
         raise ValueError(f"{squares} as the sum of squared weights")
     stats = stats_of(said, arrays, "running", published)
     if average is None:
-        return Running(stats, published, memory, squares)
+        return _fitting(Running(stats, published, memory, squares))
     weights, means, covariances = (arrays[f"running_{name}"] for name in ("weights", "means", "covariances"))
     params = checked_mixture(weights, means, covariances, published.covariance.kind)
     if params.means.shape != published.means.shape:
         raise ValueError("running parameters of another shape than the published ones")
     averaged = Average(stats_of(average, arrays, "average", published), published, as_amount(average["rows"]))
-    return Running(stats, params, memory, squares, averaged)
+    return _fitting(Running(stats, params, memory, squares, averaged))
+
+
+def _fitting(running: Running) -> Running:
+    """The same; ValueError where the statistics are not those that the mixture follows from."""
+    params, stats = running.params, running.stats
+    k, d = params.means.shape
+    with np.errstate(all="ignore"):
+        made, report = m_step(stats, params, 0.0, running.least_rows * running.squares)
+        variances, theirs = made.covariance.variances(k, d), params.covariance.variances(k, d)
+        far = (made.means - params.means) ** 2 > 1e-8 * theirs + 1e-16 * params.means**2
+        wide = ~(variances <= (1.0 + 1e-6) * theirs)
+    starved = list(report.starved)
+    far[starved], wide[starved] = False, False
+    if far.any() or wide.any() or np.abs(made.weights - params.weights).max() > 1e-9:
+        raise ValueError("running statistics that belong to another mixture")
+    if np.abs(stats.origin).max() > LARGEST_MEAN:
+        raise ValueError("running statistics about an origin that float64 cannot square")
+    return running
 
 
 def _ledger(facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> Ledger:

@@ -124,7 +124,14 @@ class SufficientStats:
 
     def per_weight(self) -> SufficientStats:
         """The same for rows of weight one in all: moments, log-likelihood and weight divided by the weight."""
-        return replace(self * (1.0 / self.weight), weight=1.0)
+        return replace(
+            self,
+            moments=self.moments / self.weight,
+            common=self.common / self.weight,
+            log_likelihood=self.log_likelihood / self.weight,
+            log_likelihood_squares=self.log_likelihood_squares / self.weight,
+            weight=1.0,
+        )
 
     def means(self) -> Floats:
         """(k, d) means of the components in the data's units; the origin of one whose mass is nothing."""

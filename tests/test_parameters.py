@@ -122,7 +122,7 @@ TABLE: dict[str, Parameter] = {
         (0, 1.5, "slowly", {}, {"half_life": 0.5}, {"rows": 9}, {"half_life": "9"}, True),
     ),
     "average": Parameter(True, learned_on, (1, "yes", None)),
-    "prior_rows": Parameter(20, learned_after_a_given_mixture, (0, *NOT_AN_AMOUNT)),
+    "prior_rows": Parameter(20, learned_after_a_given_mixture, (0, 0.5, *NOT_AN_AMOUNT)),
 }
 
 #: names of one thing, until one of them becomes a thing of its own

@@ -257,9 +257,9 @@ def test_a_writer_that_says_nothing_is_named(model, path):
     ("stop", "error", "words"),
     [
         (1.5, ParameterError, "stop must be a number of rows or the name of an attribute, but it is 1.5"),
-        (-1, DataError, "stop is -1, but rows.zarr has 913 rows: expected 0 to that"),
-        (914, DataError, "stop is 914, but rows.zarr has 913 rows"),
-        (True, DataError, "stop is True"),
+        (-1, ParameterError, "stop must be a number of rows or the name of an attribute, but it is -1"),
+        (914, DataError, "stop is 914, but rows.zarr has 913 rows: expected 0 to that"),
+        (True, ParameterError, "stop must be a number of rows or the name of an attribute, but it is True"),
     ],
 )
 def test_a_stop_must_be_a_number_of_rows(model, path, stop, error, words):

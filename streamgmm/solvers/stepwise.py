@@ -17,6 +17,9 @@ from streamgmm.params import MixtureParams
 from streamgmm.protocols import Integers
 from streamgmm.stats import SufficientStats
 
+#: Rows that count less than this in all count as this much.
+LEAST_WEIGHT = 1e-100
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -134,11 +137,11 @@ class Running:
         """After rows have left ``stats`` at parameters near ``params``, which follow from them."""
         one = stats.per_weight()
         # these rows made the parameters: new ones are less likely by P / n on average (Akaike 1974)
-        lead = params.n_parameters / stats.weight
+        lead = params.n_parameters / max(stats.weight, params.n_parameters)
         mean = one.log_likelihood - lead
         squares = one.log_likelihood_squares - (2.0 * mean + lead) * lead
         one = replace(one.about(one.means(), one.scale), log_likelihood=mean, log_likelihood_squares=squares)
-        return cls(one, params, stats.weight, 1.0 / stats.weight)
+        return cls(one, params, stats.weight, 1.0 / max(stats.weight, LEAST_WEIGHT))
 
     @classmethod
     def of_mixture(cls, params: MixtureParams, rows: float, log_densities: tuple[float, float]) -> Running:
@@ -172,7 +175,7 @@ class Running:
         """
         step = schedule.step(self.memory, batch.weight)
         stats = self.stats.blended(batch.per_weight(), step)
-        squares = (1.0 - step) ** 2 * self.squares + step**2 / batch.weight
+        squares = (1.0 - step) ** 2 * self.squares + step**2 / max(batch.weight, LEAST_WEIGHT)
         params, _ = m_step(stats, self.params, reg_covar, self.least_rows * squares)
         params.covariance.root(*params.means.shape)
         after = Running(stats, params, schedule.after(self.memory, batch.weight), squares)

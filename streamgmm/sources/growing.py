@@ -50,11 +50,12 @@ def place_key(array: zarr.Array[Any]) -> str:
     """A hash of where an array is. The place itself, which may hold a name or a credential, is not kept anywhere."""
     store = array.store
     if isinstance(store, LocalStore):
-        place = str(Path(store.root).resolve())
+        place = str(Path(store.root, array.path).resolve())
     else:
         system = getattr(store, "fs", None)
-        place = str(store) if system is None else f"{system.protocol}:{getattr(store, 'path', '')}"
-    return hashlib.sha256(f"{place}|{array.path}".encode()).hexdigest()
+        root = str(store) if system is None else f"{system.protocol}:{getattr(store, 'path', '')}"
+        place = f"{root}/{array.path}".rstrip("/")
+    return hashlib.sha256(place.encode()).hexdigest()
 
 
 def look(array: zarr.Array[Any]) -> Written:
