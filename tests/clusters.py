@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -70,7 +70,9 @@ def note(path: Path, line: str) -> None:
 
 
 def noted(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    with suppress(FileNotFoundError):  # it may go between two looks
+        return path.read_text().splitlines()
+    return []
 
 
 def blas_threads() -> list[int]:

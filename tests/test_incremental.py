@@ -229,7 +229,7 @@ def distance(one: MixtureParams, other: MixtureParams) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_order_of_rows_and_blocks_ends_at_the_optimum_of_em(kind: str) -> None:
-    """Sorted or not, in any order of visits, in one block or 23: where EM ends from the same start."""
+    """Sorted or not, in any order of visits, in one block, 13 or 45: where EM ends from the same start."""
     rng = np.random.default_rng(7)
     labels = np.sort(rng.integers(3, size=900))
     centres = np.array([[0.0, 0.0], [4.0, 1.0], [-2.0, 4.0]])
@@ -242,7 +242,7 @@ def test_any_order_of_rows_and_blocks_ends_at_the_optimum_of_em(kind: str) -> No
     wanted = Blocks(rows, [(0, 900)]).solved(start)
     assert wanted.converged
     shuffled = rows[rng.permutation(900)]
-    for given_rows, n_blocks, seed in [(rows, 23, 0), (rows, 23, 1), (shuffled, 23, 0), (rows[::-1], 90, 2)]:
+    for given_rows, n_blocks, seed in [(rows, 13, 0), (rows, 13, 1), (shuffled, 13, 0), (rows[::-1], 45, 2)]:
         found = Blocks(np.ascontiguousarray(given_rows), evenly(900, n_blocks)).solved(start, seed=seed)
         assert found.converged
         assert distance(found.params, wanted.params) < 1e-6

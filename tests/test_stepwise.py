@@ -129,7 +129,7 @@ def test_the_whole_data_with_step_one_are_one_iteration_of_em(kind, offset):
 def test_the_variance_of_a_gaussian_does_not_shrink_with_the_batch(size, settings):
     """Within three standard errors, of the weights w_i that the schedule gives the rows: sqrt(2 sum w_i^2)."""
     rng = np.random.default_rng(size)
-    rows, n_start = 1e6 + 2.0 * rng.standard_normal((1200, 1)), 20
+    rows, n_start = 1e6 + 2.0 * rng.standard_normal((800, 1)), 20
     model = GaussianMixture(1, random_state=0, **settings)
     for start in range(0, len(rows), size):
         model.partial_fit(rows[start : start + size])
