@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One read of the data by one model: log_likelihood is the mean per row at the parameters that entered the pass.
+    """One pass over the rows by one model.
 
-    measure: what is said of it in words, where it is a bound of the mean log-likelihood instead.
+    iteration: which pass; 0 for the sample, which the pilot read brought.  restart: the start that the model comes
+    from.  log_likelihood: the mean per row (nats) at the parameters that entered the pass; of the sample's own rows in
+    pass 0.  change: of it, since the last pass that was not rejected.  measure: what is said of it in words, where it
+    is a bound of the mean log-likelihood instead.  predicted_gap: nats a row by which the likelihood is expected to
+    rise yet, NaN where nobody knows.  inner_steps: EM steps on the sample before the next pass.  rejected: whether the
+    parameters were worse than those of an earlier pass, which the fit goes on from.  rows, bytes, seconds: of the
+    read, and since the pass before.
     """
 
     iteration: int
@@ -19,11 +25,21 @@ class PassRecord:
     change: float
     converged: bool
     measure: str = "log-likelihood"
+    predicted_gap: float = nan
+    inner_steps: int = 0
+    rejected: bool = False
+    rows: int = 0
+    bytes: int = 0
+    seconds: float = nan
 
     def __str__(self) -> str:
-        state = "  converged" if self.converged else ""
         change = f"{self.change: .2e}" if isfinite(self.change) else "-"
-        return (
+        line = (
             f"pass {self.iteration:3d}  start {self.restart}  {self.measure}/row {self.log_likelihood: .6f}  "
-            f"change {change}{state}"
+            f"change {change}"
         )
+        if isfinite(self.predicted_gap):
+            line += f"  predicted gap {self.predicted_gap:.2e}"
+        if self.inner_steps:
+            line += f"  {self.inner_steps} steps on the sample"
+        return line + "  rejected" * self.rejected + "  converged" * self.converged

@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     SAMPLES = 3
     EXPECTED = 4
     BLOCK_ORDER = 5
+    SAMPLE_ORDER = 6
 
 
 def draw_seed(random_state: Any) -> int:

@@ -84,12 +84,49 @@ class AbstractCovariance(ABC):
         """
 
     @abstractmethod
+    def log_cholesky(self, k: int, d: int) -> Floats:
+        """All covariances as a vector without constraints: lower Cholesky factors, the log of their diagonals."""
+
+    @classmethod
+    @abstractmethod
+    def from_log_cholesky(cls, vector: Floats, k: int, d: int) -> Self:
+        """The inverse of ``log_cholesky``: whatever the numbers, covariances are positive definite or overflow."""
+
+    @abstractmethod
+    def stretch(self, other: AbstractRoot, k: int, d: int) -> Floats:
+        """(k, 2) the least and the largest variance of each component in any direction, over that of ``other``."""
+
+    @classmethod
+    @abstractmethod
+    def chosen(cls, which: Booleans, yes: Self, no: Self) -> Self:
+        """For each of (k,) components the covariance of ``yes`` or of ``no``; a shared one needs all of them."""
+
+    @abstractmethod
     def precisions(self, k: int, d: int) -> Floats:
         """Inverse covariances, in the shape of ``values``."""
 
     @abstractmethod
     def precisions_cholesky(self, k: int, d: int) -> Floats:
         """Upper triangular factors U with U U^T the precision (scikit-learn's convention); 1 / deviation without."""
+
+
+def log_cholesky(matrices: Floats) -> Floats:
+    """Lower Cholesky factors (..., d, d) as a vector, row by row of each, with the log of their diagonals."""
+    factors = np.linalg.cholesky(matrices)
+    i = np.arange(factors.shape[-1])
+    factors[..., i, i] = np.log(factors[..., i, i])
+    return factors[..., *np.tril_indices(len(i))].ravel()
+
+
+def from_log_cholesky(vector: Floats, shape: tuple[int, ...]) -> Floats:
+    """The inverse: matrices of ``shape`` (..., d, d)."""
+    d = shape[-1]
+    factors = np.zeros(shape)
+    factors[..., *np.tril_indices(d)] = vector.reshape(*shape[:-2], -1)
+    i = np.arange(d)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is seen by those who factor it
+        factors[..., i, i] = np.exp(factors[..., i, i])
+        return np.asarray(factors @ np.swapaxes(factors, -1, -2))
 
 
 def lost_below(squares: Floats) -> Floats:

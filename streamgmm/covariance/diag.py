@@ -62,6 +62,22 @@ class DiagCovariance(AbstractCovariance):
         variances = np.maximum(squares - offset**2, lost_below(squares)) + reg_covar
         return type(self)(np.where(alive[:, None], variances, self.values))
 
+    def log_cholesky(self, k: int, d: int) -> Floats:
+        return 0.5 * np.log(self.values).ravel()
+
+    @classmethod
+    def from_log_cholesky(cls, vector: Floats, k: int, d: int) -> Self:
+        with np.errstate(over="ignore"):
+            return cls(np.exp(2.0 * vector).reshape(k, d))
+
+    def stretch(self, other: AbstractRoot, k: int, d: int) -> Floats:
+        seen = self.values * other.precision_diagonal
+        return np.stack([seen.min(axis=1), seen.max(axis=1)], axis=1)
+
+    @classmethod
+    def chosen(cls, which: Booleans, yes: Self, no: Self) -> Self:
+        return cls(np.where(which[:, None], yes.values, no.values))
+
     def precisions(self, k: int, d: int) -> Floats:
         return 1.0 / self.values
 

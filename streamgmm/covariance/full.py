@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from streamgmm.covariance.base import AbstractCovariance, lost_below, mean_offsets
+from streamgmm.covariance.base import AbstractCovariance, from_log_cholesky, log_cholesky, lost_below, mean_offsets
 from streamgmm.covariance.roots import AbstractRoot, MatrixRoot
 from streamgmm.linalg import inverse_cholesky
 from streamgmm.protocols import Booleans, Floats
@@ -70,6 +70,22 @@ class FullCovariance(AbstractCovariance):
         covariance[j, i, i] = floor[j, i]
         covariance += np.diag(reg_covar)
         return type(self)(np.where(alive[:, None, None], covariance, self.values))
+
+    def log_cholesky(self, k: int, d: int) -> Floats:
+        return log_cholesky(self.values)
+
+    @classmethod
+    def from_log_cholesky(cls, vector: Floats, k: int, d: int) -> Self:
+        return cls(from_log_cholesky(vector, (k, d, d)))
+
+    def stretch(self, other: AbstractRoot, k: int, d: int) -> Floats:
+        assert isinstance(other, MatrixRoot)
+        seen = other.inverse @ self.values @ other.inverse.transpose(0, 2, 1)
+        return np.linalg.eigvalsh(seen)[:, [0, -1]]
+
+    @classmethod
+    def chosen(cls, which: Booleans, yes: Self, no: Self) -> Self:
+        return cls(np.where(which[:, None, None], yes.values, no.values))
 
     def precisions(self, k: int, d: int) -> Floats:
         return self.root(k, d).precision

@@ -65,6 +65,22 @@ class SphericalCovariance(AbstractCovariance):
         variances = squared_length / len(reg_covar) + reg_covar[0]
         return type(self)(np.where(alive, variances, self.values))
 
+    def log_cholesky(self, k: int, d: int) -> Floats:
+        return 0.5 * np.log(self.values)
+
+    @classmethod
+    def from_log_cholesky(cls, vector: Floats, k: int, d: int) -> Self:
+        with np.errstate(over="ignore"):
+            return cls(np.exp(2.0 * vector))
+
+    def stretch(self, other: AbstractRoot, k: int, d: int) -> Floats:
+        seen = self.values * other.precision_diagonal[:, 0]
+        return np.stack([seen, seen], axis=1)
+
+    @classmethod
+    def chosen(cls, which: Booleans, yes: Self, no: Self) -> Self:
+        return cls(np.where(which, yes.values, no.values))
+
     def precisions(self, k: int, d: int) -> Floats:
         return 1.0 / self.values
 

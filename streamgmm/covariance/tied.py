@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from streamgmm.covariance.base import AbstractCovariance, lost_below, mean_offsets
+from streamgmm.covariance.base import AbstractCovariance, from_log_cholesky, log_cholesky, lost_below, mean_offsets
 from streamgmm.covariance.roots import AbstractRoot, MatrixRoot
 from streamgmm.linalg import inverse_cholesky
 from streamgmm.protocols import Booleans, Floats
@@ -66,6 +66,22 @@ class TiedCovariance(AbstractCovariance):
         within[lost | lost[:, None]] = 0.0  # what is left of a covariance is rounding too
         within[lost, lost] = floor[lost]
         return type(self)(within / stats.mass.sum() + np.diag(reg_covar))
+
+    def log_cholesky(self, k: int, d: int) -> Floats:
+        return log_cholesky(self.values)
+
+    @classmethod
+    def from_log_cholesky(cls, vector: Floats, k: int, d: int) -> Self:
+        return cls(from_log_cholesky(vector, (d, d)))
+
+    def stretch(self, other: AbstractRoot, k: int, d: int) -> Floats:
+        assert isinstance(other, MatrixRoot)
+        seen = other.inverse[0] @ self.values @ other.inverse[0].T
+        return np.broadcast_to(np.linalg.eigvalsh(seen)[[0, -1]], (k, 2))
+
+    @classmethod
+    def chosen(cls, which: Booleans, yes: Self, no: Self) -> Self:
+        return yes if which.all() else no
 
     def precisions(self, k: int, d: int) -> Floats:
         return self.root(1, d).precision[0]
