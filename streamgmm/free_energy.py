@@ -24,38 +24,50 @@ from streamgmm.stats import LEAST_MASS, SufficientStats
 
 @dataclass(frozen=True, eq=False)
 class ExpectedLogJoint:
-    """Q(.; theta) as coefficients of statistics about ``means`` (k, d) in the coordinates of ``scale`` (d,).
+    """Q(.; theta) as coefficients of statistics about ``origin`` (k, d) in the coordinates of ``scale`` (d,).
 
-    constants: (k,) of the masses, nats in the data's units.  second: (k, q) of the second moments.  common: of those
+    These are the natural parameters of the components there, log weight included. constants: (k,) of the masses, nats
+    in the data's units.  linear: (k, d) of the first moments.  second: (k, q) of the second moments.  common: of those
     that are not told apart, empty where there are none.
     """
 
-    means: Floats
+    origin: Floats
     scale: Floats
     constants: Floats
+    linear: Floats
     second: Floats
     common: Floats
 
     @classmethod
-    def of(cls, params: MixtureParams, scale: Floats) -> Self:
-        """NumericalError, naming the component, where a covariance is not positive definite."""
+    def of(cls, params: MixtureParams, scale: Floats, origin: Floats | None = None) -> Self:
+        """origin: near the means of ``params``, which are what it is by default.
+
+        NumericalError, naming the component, where a covariance is not positive definite.
+        """
         k, d = params.means.shape
         covariance = params.covariance.scaled(scale)
         root = covariance.root(k, d)
         with np.errstate(divide="ignore"):
             constants = np.log(params.weights) + root.log_det - 0.5 * d * LOG_2PI + np.log(scale).sum()
+        linear = np.zeros((k, d))
+        if origin is not None:
+            offsets = (params.means - origin) * scale
+            linear = root.precision_times(offsets)
+            constants = constants - 0.5 * (linear * offsets).sum(axis=1)
         common = np.empty(0)
         if covariance.shared:
             inverse = root.whiten(0, np.eye(d))
             common = -0.5 * pack(inverse.T @ inverse * (2.0 - np.eye(d)))
-        return cls(params.means, scale, constants, covariance.natural_quadratic(root), common)
+        place = params.means if origin is None else origin
+        return cls(place, scale, constants, linear, covariance.natural_quadratic(root), common)
 
     def __call__(self, stats: SufficientStats) -> float:
         """Q(stats; theta), nats. A component whose mass is nothing adds nothing, whatever its weight."""
-        centred = stats.about(self.means, self.scale)
+        centred = stats.about(self.origin, self.scale)
         there = centred.mass > LEAST_MASS
         masses = centred.mass[there] @ self.constants[there]
-        return float(masses + (centred.second * self.second)[there].sum() + centred.common @ self.common)
+        moments = (centred.first * self.linear)[there].sum() + (centred.second * self.second)[there].sum()
+        return float(masses + moments + centred.common @ self.common)
 
     def entropy(self, stats: SufficientStats) -> float:
         """-sum r log r, nats, of the responsibilities in ``stats``, which were taken at theta."""

@@ -81,6 +81,11 @@ class Sample:
         return len(self.rows)
 
     @property
+    def row_weights(self) -> Floats:
+        """(m,) the weights of its rows, ones where all count alike."""
+        return np.ones(len(self.rows)) if self.weights is None else self.weights
+
+    @property
     def size(self) -> float:
         """Rows of equal weight that would tell as much (Kish 1965)."""
         if self.weights is None:

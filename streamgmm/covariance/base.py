@@ -115,7 +115,7 @@ def log_cholesky(matrices: Floats) -> Floats:
     factors = np.linalg.cholesky(matrices)
     i = np.arange(factors.shape[-1])
     factors[..., i, i] = np.log(factors[..., i, i])
-    return factors[..., *np.tril_indices(len(i))].ravel()
+    return np.asarray(factors[..., *np.tril_indices(len(i))].ravel())
 
 
 def from_log_cholesky(vector: Floats, shape: tuple[int, ...]) -> Floats:

@@ -81,7 +81,7 @@ class FullCovariance(AbstractCovariance):
     def stretch(self, other: AbstractRoot, k: int, d: int) -> Floats:
         assert isinstance(other, MatrixRoot)
         seen = other.inverse @ self.values @ other.inverse.transpose(0, 2, 1)
-        return np.linalg.eigvalsh(seen)[:, [0, -1]]
+        return np.asarray(np.linalg.eigvalsh(seen)[:, [0, -1]])
 
     @classmethod
     def chosen(cls, which: Booleans, yes: Self, no: Self) -> Self:
