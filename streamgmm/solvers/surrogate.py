@@ -22,7 +22,7 @@ on statistics (Cappé & Moulines 2009), and any step of higher expected log-like
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import exp, inf, nan, sqrt
 
 import numpy as np
@@ -35,7 +35,6 @@ from streamgmm.params import MixtureParams
 from streamgmm.protocols import Booleans, Floats
 from streamgmm.sample import Sample, total
 from streamgmm.solvers.anderson import ROUNDING, ReadOne
-from streamgmm.solvers.stepwise import Running
 from streamgmm.stats import SufficientStats
 
 #: Steps on the surrogate between two reads, at most.
@@ -102,24 +101,25 @@ class Gain:
 class Surrogate:
     """The likelihood around a point, as all rows and the sample tell it together.
 
-    groups: statistics of the sample's groups at the point, about its means.  caution: standard errors that a bound lies
-    below.  left_out: share of the rows that the sample does not hold.
+    groups: statistics of the sample's groups at the point, about its means.  expected: Q at the point.  caution:
+    standard errors that a bound lies below.  left_out: share of the rows that the sample does not hold.
     """
 
     point: Point
     groups: tuple[SufficientStats, ...]
+    expected: ExpectedLogJoint
     caution: float
     left_out: float
 
     @classmethod
     def at(cls, point: Point, sample: Sample, caution: float) -> Surrogate:
-        return cls(point, _about(sample.groups(point.params), point), caution, sample.left_out)
+        expected = ExpectedLogJoint.of(point.params, point.stats.scale)
+        return cls(point, _about(sample.groups(point.params), point), expected, caution, sample.left_out)
 
     def gain(self, params: MixtureParams, groups: Sequence[SufficientStats], step: int) -> Gain:
         """groups: the statistics of the sample's groups at ``params``."""
-        scale, origin = self.point.stats.scale, self.point.params.means
-        new = ExpectedLogJoint.of(params, scale, origin)
-        old = ExpectedLogJoint.of(self.point.params, scale, origin)
+        old = self.expected
+        new = ExpectedLogJoint.of(params, old.scale, old.origin)
         exact = new(self.point.stats) - old(self.point.stats)
         weights = np.array([group.weight for group in self.groups])
         pairs = zip(groups, self.groups, strict=True)
@@ -234,7 +234,6 @@ class Progress:
     highest likelihood.  caution, most_steps: of the next walk.  gap: the predicted gap of ``best``.  bounds: mean
     log-likelihood of every read.  rejections: reads in a row that were taken back.  record: of the last read.
     first_gap: the gap at the sample's optimum where that was suspiciously far from that of all rows, else NaN.
-    weight: of all rows.
     """
 
     next: MixtureParams
@@ -247,13 +246,7 @@ class Progress:
     rejections: int = 0
     converged: bool = False
     first_gap: float = nan
-    weight: float = 0.0
-    record: PassRecord | None = field(default=None)
-
-    @property
-    def running(self) -> Running | None:
-        """What stepwise EM goes on from; None before the first read."""
-        return None if self.best is None else Running.of_fit(self.published, self.best.stats * self.weight)
+    record: PassRecord | None = None
 
     @classmethod
     def at(cls, start: MixtureParams, sample: Sample) -> Progress:
@@ -304,7 +297,6 @@ class Progress:
             rejections=rejections,
             converged=converged,
             first_gap=gap if first and gap > FAR * lacking else self.first_gap,
-            weight=stats.weight,
             record=record,
         )
 
