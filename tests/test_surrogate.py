@@ -9,6 +9,7 @@ import pytest
 
 from streamgmm.covariance import STRUCTURES
 from streamgmm.executors import SerialExecutor
+from streamgmm.free_energy import expected_log_joint
 from streamgmm.kernel import m_step
 from streamgmm.params import MixtureParams
 from streamgmm.sample import Sample
@@ -91,6 +92,8 @@ def test_the_gain_is_what_the_likelihood_gains_where_the_sample_holds_all_rows(k
         gain = surrogate.gain(u, sample.groups(u), 1)
         found = mean_log_likelihood(sample, u) - mean_log_likelihood(sample, theta)
         assert gain.estimate == pytest.approx(found, abs=1e-12 * (1 + offset / 10))
+        certain = expected_log_joint(surrogate.point.stats, u) - expected_log_joint(surrogate.point.stats, theta)
+        assert gain.exact == pytest.approx(certain, abs=1e-12 * (1 + offset / 10))
         assert gain.exact <= gain.estimate
         assert gain.bound == gain.estimate  # nothing is left out
 
@@ -172,6 +175,36 @@ def test_a_component_whose_statistics_go_astray_keeps_what_it_had(kind):
     np.testing.assert_array_equal(found.means[:2], theta.means[:2])
     # a shared covariance that went astray is one of all components
     assert np.array_equal(found.means[3], theta.means[3]) == theta.covariance.shared
+
+
+@pytest.mark.parametrize(("deviations", "held"), [(2.0, False), (4.0, True)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mean_goes_three_deviations_at_most(kind, deviations, held):
+    """The statistics of a component moved as a whole, so that nothing else changes."""
+    rows, labels = recipe(4, 3, 3_000, 2.0, 6)
+    theta = mixture_of(rows, labels, kind)
+    point = Point.of(theta, whole(rows).read(theta))
+    em_step = point.em_step(REG)
+    origin = point.stats.origin.copy()
+    origin[1, 0] += deviations / np.sqrt(np.linalg.inv(theta.covariance.dense(4, 3)[1])[0, 0])
+    found = restrained_step(replace(point.stats, origin=origin), theta, point, REG)
+    wanted = theta.means[1] if held else em_step.means[1] + origin[1] - point.stats.origin[1]
+    np.testing.assert_allclose(found.means[1], wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.means[2], em_step.means[2], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("factor", "held"), [(2.0, False), (4.0, True), (0.5, False), (0.3, True)])
+@pytest.mark.parametrize("kind", ["full", "diag", "spherical"])
+def test_a_weight_changes_threefold_at_most(kind, factor, held):
+    rows, labels = recipe(4, 3, 3_000, 2.0, 6)
+    theta = mixture_of(rows, labels, kind)
+    point = Point.of(theta, whole(rows).read(theta))
+    moments = point.stats.moments.copy()
+    moments[1] *= factor
+    found = restrained_step(replace(point.stats, moments=moments), theta, point, REG)
+    mass = theta.weights[1] if held else moments[1, 0]
+    others = np.delete(moments[:, 0], 1).sum()
+    assert found.weights[1] == pytest.approx(mass / (mass + others), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
