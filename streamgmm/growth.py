@@ -113,16 +113,22 @@ def _known(
     key = place_key(source.array)
     record = ledger.store(key)
     if record is not None:
-        return ledger, record
+        if key == record.key or source.n_rows <= record.n_rows:
+            return ledger, record
+        return _at(ledger, record, source)  # the longest copy is the one that must not be cut
     for known in ledger.stores:
         units = known.units()
         ends = [units[0], units[-1]] if units and units[-1].stop <= source.n_rows else []
         if ends and _fingerprints(source, executor, ends) == [unit.fingerprint for unit in ends]:
             say(f"{source.name} is taken for {known.name}, learned before at another place: its rows are the same")
-            moved_here = known.at(key, source.name)
-            stores = tuple(moved_here if store is known else store for store in ledger.stores)
-            return replace(ledger, stores=stores), moved_here
+            return _at(ledger, known, source)
     return ledger, StoreRecord.empty(key, source.name)
+
+
+def _at(ledger: Ledger, known: StoreRecord, source: ZarrSource) -> tuple[Ledger, StoreRecord]:
+    """A record that is in the ledger, at the place of ``source``."""
+    here = known.at(place_key(source.array), source.name)
+    return replace(ledger, stores=tuple(here if store is known else store for store in ledger.stores)), here
 
 
 def _compared(
@@ -132,9 +138,11 @@ def _compared(
 
     Rows whose chunks were written again since are read and compared with their fingerprints, and so are the last ones
     where the store does not say when a chunk was written. A changed unit keeps its old stamp in the record. DataError
-    where the store has fewer rows than were learned.
+    where the store has fewer rows than were learned, unless it is a copy from before the others came.
     """
     if source.n_rows < record.n_rows:
+        if place_key(source.array) in record.others and _is_part(record, source, executor):
+            return record, ()
         raise DataError(
             f"{source.name} has {source.n_rows:,} rows, but {record.n_rows:,} of it were learned before. It was cut or "
             "replaced; restore it, or fit again."
@@ -149,7 +157,17 @@ def _compared(
     found = _fingerprints(source, executor, suspects)
     changed = {unit.start for unit, mark in zip(suspects, found, strict=True) if unit.fingerprint != mark}
     same = [old if now.start in changed else now for old, now in zip(units, today, strict=True)]
-    return StoreRecord.of_units(record.key, record.name, same), tuple(unit for unit in today if unit.start in changed)
+    return record.with_units(same), tuple(unit for unit in today if unit.start in changed)
+
+
+def _is_part(record: StoreRecord, source: ZarrSource, executor: Executor) -> bool:
+    """Whether all rows of a copy are the first ones of what was learned. DataError where some of them have changed."""
+    units = [unit for unit in record.units() if unit.stop <= source.n_rows]
+    marks = _fingerprints(source, executor, units)
+    changed = tuple(unit for unit, mark in zip(units, marks, strict=True) if unit.fingerprint != mark)
+    if changed:
+        raise DataError(_changed(source.name, changed))
+    return bool(units) and units[-1].stop == source.n_rows
 
 
 def _changed(name: str, changed: tuple[Unit, ...]) -> str:

@@ -67,14 +67,18 @@ class StoreRecord:
             for start, stop, fingerprint, stamp in zip(starts, self.stops, self.fingerprints, self.stamps, strict=True)
         ]
 
+    def with_units(self, units: Sequence[Unit]) -> StoreRecord:
+        """With these units, in order from the first row, in the place of its own; all places stay known."""
+        return replace(StoreRecord.of_units(self.key, self.name, units), others=self.others)
+
     def extended(self, units: Sequence[Unit]) -> StoreRecord:
         """With units that follow on those before, or take the place of the ones with the same rows."""
         if not units:
             return self
         if units[0].start < self.n_rows:
             by_start = {unit.start: unit for unit in (*self.units(), *units)}
-            return StoreRecord.of_units(self.key, self.name, [by_start[start] for start in sorted(by_start)])
-        new = StoreRecord.of_units(self.key, self.name, units)
+            return self.with_units([by_start[start] for start in sorted(by_start)])
+        new = self.with_units(units)
         return replace(
             self,
             stops=np.concatenate([self.stops, new.stops]),

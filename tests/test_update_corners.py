@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,33 @@ def test_a_copy_that_grew_and_the_original_are_one_store(solver, tmp_path):
     assert model.update(tmp_path / "b.zarr", flush=True).n_rows == 200
     model.save(tmp_path / "m.sgmm")
     model = load(tmp_path / "m.sgmm")
-    with pytest.raises(DataError, match="has 400 rows, but 600 of it were learned before"):
-        model.update(tmp_path / "a.zarr", flush=True)
+    assert str(model.update(tmp_path / "a.zarr", flush=True)) == "a.zarr: nothing new."
     zarr.open_array(tmp_path / "a.zarr").append(more)
     assert model.update(tmp_path / "a.zarr", flush=True).n_rows == 100
     assert model.n_rows_ == 700
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_copies_with_other_times_are_one_store_and_the_longest_must_not_be_cut(solver, tmp_path):
+    """cp -r gives every chunk a new time, so all rows are compared, and the record is written anew."""
+    store_of(tmp_path / "a.zarr", blobs(500))
+    model = fitted(tmp_path / "a.zarr", solver=solver)
+    subprocess.run(["cp", "-r", tmp_path / "a.zarr", tmp_path / "b.zarr"], check=True)
+    one, other = zarr.open_array(tmp_path / "a.zarr"), zarr.open_array(tmp_path / "b.zarr")
+    more = blobs(300, seed=1)
+    other.append(more[:200])
+    assert model.update(tmp_path / "b.zarr", flush=True).n_rows == 200
+    assert model.update(tmp_path / "a.zarr", flush=True).n_units == 0
+    one.append(more)
+    assert model.update(tmp_path / "a.zarr", flush=True).n_rows == 100
+    assert model.update(tmp_path / "b.zarr", flush=True).n_units == 0
+    assert (model.n_rows_, len(model._online.ledger.stores)) == (800, 1)
+    one.resize((700, 3))
+    with pytest.raises(DataError, match=r"a\.zarr has 700 rows, but 800 of it were learned before"):
+        model.update(tmp_path / "a.zarr")
+    other[3] = 0.0
+    with pytest.raises(DataError, match=r"b\.zarr: rows 0 to 99 were learned before and have changed"):
+        model.update(tmp_path / "b.zarr")
 
 
 def test_a_fit_without_a_pass_counts_its_rows_as_learned_too(tmp_path):
