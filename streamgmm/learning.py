@@ -12,13 +12,13 @@ from streamgmm.drift import BatchReport, Chart, moved, observed
 from streamgmm.errors import DataError, NothingLeftError
 from streamgmm.executors import SerialExecutor
 from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
-from streamgmm.fitting import LARGEST_SAMPLE_BYTES, Log, Settings, sample_size, starting_parameters
+from streamgmm.fitting import LARGEST_SAMPLE_BYTES, MOST_DRAWN, Log, Settings, sample_size, starting_parameters
 from streamgmm.growth import Growth
 from streamgmm.kernel import e_step, m_step, prepare
 from streamgmm.ledger import Unit
 from streamgmm.online import Online
 from streamgmm.params import MixtureParams
-from streamgmm.pilot import take_pilot
+from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.protocols import Block, Executor, Readable, Source
 from streamgmm.solvers.em import em
 from streamgmm.solvers.stepwise import Running, Schedule
@@ -155,8 +155,7 @@ def _begin(
     """Keep the rows, or find a start once there are enough of them. The rows of the start count as learned."""
     needed = start_rows(settings, source.n_features)
     size = max(sample_size(source, settings), needed)
-    drawn = source.parts[0].start + sample_index(seed, source.n_rows, size)
-    pilot = take_pilot(source, executor, drawn)
+    pilot, whole = _drawn(source, executor, seed, size, needed - len(online.kept_rows), log)
     rows = np.concatenate([online.kept_rows, pilot.sample])
     weights = np.concatenate([online.kept_weights, pilot.sample_weights])
     counted = online.with_counts(pilot.n_rows, pilot.n_skipped)
@@ -167,10 +166,8 @@ def _begin(
         return after, replace(report, started=False, remark=remark)
     kept = with_weights(open_source(rows), weights)
     params = _start(kept, settings, seed, log)
-    if source.n_rows <= size:
-        stats = statistics_of(kept, SerialExecutor(), params)
-    else:  # they do not all fit into the sample
-        stats = _with_kept(online, source, executor, params)
+    # a batch that is not all in the sample is read again
+    stats = statistics_of(kept, SerialExecutor(), params) if whole else _with_kept(online, source, executor, params)
     params, _ = m_step(stats, params, settings.reg_covar)
     params.covariance.root(*params.means.shape)
     running = Running.of_rows(stats, params)
@@ -179,6 +176,21 @@ def _begin(
     started = Online.started(running, counted.n_rows, counted.n_skipped, online.ledger)
     after = replace(started, n_steps=online.n_steps + 1)
     return after, replace(report, step=1.0, effective_rows=running.effective_rows, remark=remark)
+
+
+def _drawn(source: Batch, executor: Executor, seed: int, size: int, missing: int, log: Log) -> tuple[Pilot, bool]:
+    """The pilot of a batch, and whether all its rows were drawn for the sample.
+
+    size: rows to draw; more, with another read each time, while fewer than ``missing`` of them count.
+    """
+    while True:
+        drawn = sample_index(seed, source.n_rows, size)
+        pilot = take_pilot(source, executor, source.parts[0].start + drawn)
+        found, most = len(pilot.sample), min(source.n_rows, MOST_DRAWN)
+        if found >= missing or len(drawn) >= most:
+            return pilot, len(drawn) == source.n_rows
+        size = min(most, max(2 * size, size * size // max(found, 1)))
+        log.say(f"{found:,} of the {len(drawn):,} rows drawn for a start count: one more read draws {size:,}")
 
 
 def _with_kept(online: Online, source: Batch, executor: Executor, params: MixtureParams) -> SufficientStats:

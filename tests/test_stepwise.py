@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mixtures import KINDS, UNFINISHED, assert_close, assert_identical, blobs, given_start
 from support import Case
 
-from streamgmm import GaussianMixture, load
+from streamgmm import GaussianMixture, load, open_source
 from streamgmm.errors import DataError, DataTypeError, NumericalError, ParameterError
 from streamgmm.params import MixtureParams
 from streamgmm.solvers.stepwise import Running, Schedule
@@ -256,6 +256,21 @@ def test_a_restart_after_every_batch_changes_no_bit(kind, settings, tmp_path):
         if hasattr(straight, "weights_"):
             assert_identical(straight, resumed)
     assert bytes_of(straight, tmp_path) == bytes_of(resumed, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["weights", "nan"])
+def test_all_rows_that_count_are_kept_however_few_of_a_batch_they_are(how, caplog):
+    """A sample of the batch has only a part of them: it is drawn again until they are there."""
+    rows, counts = blobs(60_000), np.arange(60_000) % 240 == 0
+    if how == "nan":
+        rows[~counts] = np.nan
+    source = open_source(rows, nan_policy="omit")
+    with caplog.at_level("INFO", "streamgmm"):
+        model = GaussianMixture(3, random_state=0).partial_fit(source, sample_weight=counts.astype(float))
+    assert any("rows drawn for a start count: one more read draws 60,000" in line for line in caplog.messages)
+    assert model._online is not None
+    np.testing.assert_array_equal(model._online.kept_rows, blobs(60_000)[counts])
+    assert hasattr(model.partial_fit(blobs(40, seed=1)), "weights_")
 
 
 def test_rows_are_kept_until_a_start_is_found_and_the_repr_says_so(tmp_path):
