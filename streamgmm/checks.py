@@ -28,6 +28,9 @@ class Rule:
 LARGEST_MEAN = 1e153
 SMALLEST_VARIANCE = 1e-300
 
+#: Weights that were divided by their sum add up to one within this.
+SUM_ROUNDING = 1e-12
+
 #: Counts beyond this have no meaning anywhere.
 LARGEST_COUNT = 2**53
 
@@ -106,14 +109,17 @@ def check_hyper_parameters(values: Mapping[str, Any]) -> None:
 
 
 def checked_weights(weights: Any, k: int, name: str) -> Floats:
-    """(k,) weights in [0, 1] that sum to one; ParameterError otherwise."""
+    """(k,) weights in [0, 1] that sum to one; ParameterError otherwise.
+
+    A sum that is not one beyond rounding is made one; else no bit is changed, for what was saved is loaded as it was.
+    """
     array = _of_shape(weights, (k,), name)
     if (array < 0).any() or abs(array.sum() - 1.0) > 1e-6:
         raise ParameterError(
             f"{name} must be at least zero and sum to 1, but the smallest is {array.min():.6g} and they sum to "
             f"{array.sum():.6g}. Divide them by their sum."
         )
-    return array
+    return array / array.sum() if abs(array.sum() - 1.0) > SUM_ROUNDING else array
 
 
 def checked_means(means: Any, k: int, d: int, name: str) -> Floats:

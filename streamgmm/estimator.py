@@ -270,10 +270,10 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         self.n_features_in_ = d
         self._provenance = learned.provenance
 
-    def _learned(self) -> Learned:
-        """What was learned, from the attributes."""
+    def _learned(self, params: MixtureParams | None = None) -> Learned:
+        """What was learned, from the attributes; ``params`` where they say more exactly which mixture it is."""
         return Learned(
-            self._params(),
+            self._params() if params is None else params,
             converged=bool(self.converged_),
             n_iter=int(self.n_iter_),
             n_passes=int(self.n_passes_),
@@ -422,8 +422,12 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         if not isinstance(self.random_state, (int, np.integer)):
             settings["random_state"] = None  # a generator's state is not part of what was learned
         names = tuple(str(name) for name in getattr(self, "feature_names_in_", ()))
-        learned = self._learned() if hasattr(self, "weights_") else None
-        return Model(learned, settings, names, self._online)
+        online, learned = self._carried(), None
+        if hasattr(self, "weights_"):
+            running = None if online is None else online.running
+            params = self._checked_params() if running is None else running.published
+            learned = self._learned(params)
+        return Model(learned, settings, names, online)
 
     @classmethod
     def _of(cls, model: Model) -> GaussianMixture:

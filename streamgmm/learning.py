@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamgmm.drift import BatchReport, Chart, moved, observed
-from streamgmm.errors import DataError, NothingLeftError
+from streamgmm.errors import DataError, NothingLeftError, ParameterError
 from streamgmm.executors import SerialExecutor
 from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
 from streamgmm.fitting import LARGEST_SAMPLE_BYTES, MOST_DRAWN, Log, Settings, sample_size, starting_parameters
@@ -21,7 +21,7 @@ from streamgmm.params import MixtureParams
 from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.protocols import Block, Executor, Readable, Source
 from streamgmm.solvers.em import em
-from streamgmm.solvers.stepwise import Running, Schedule
+from streamgmm.solvers.stepwise import LEAST_WEIGHT, Running, Schedule
 from streamgmm.sources import ZarrSource, open_source, with_weights
 from streamgmm.stats import SufficientStats
 from streamgmm.streams import Purpose, sample_index, stream
@@ -64,6 +64,19 @@ def of_mixture(params: MixtureParams, settings: Settings) -> Running:
     """A mixture that comes without statistics enters as pseudo-data."""
     rows = settings.prior_rows or float(PRIOR_ROWS * params.n_parameters)
     return Running.of_mixture(params, rows, _expected(params))
+
+
+def after_edit(online: Online, params: MixtureParams) -> Online:
+    """What a model carries whose mixture was set by hand: the new one as pseudo-data of as many rows as it remembers.
+
+    What was learned of which store, and the counts, stay. ParameterError where ``params`` have other features.
+    """
+    running, d = online.running, online.kept_rows.shape[1]
+    assert running is not None
+    if params.n_features != d:
+        raise ParameterError(f"means_ were set to {params.n_features} features, but the model has learned {d}.")
+    edited = Running.of_mixture(params, max(running.memory, LEAST_WEIGHT), _expected(params))
+    return replace(online, running=edited, chart=Chart.blank(params), remembered=None)
 
 
 def schedule_of(settings: Settings, n_parameters: int) -> Schedule:

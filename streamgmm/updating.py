@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from streamgmm.checks import checked_mixture
 from streamgmm.drift import BatchReport, UpdateReport
 from streamgmm.errors import DataError, ParameterError, shown
 from streamgmm.executors import executor_for, single_blas_thread
@@ -19,7 +20,7 @@ from streamgmm.fitting import Log, Settings, pass_plan, same_shape, sample_size
 from streamgmm.growth import growth
 from streamgmm.kernel import m_step
 from streamgmm.learned import Learned
-from streamgmm.learning import Batch, learn_batch, of_mixture, start_rows, statistics_of
+from streamgmm.learning import Batch, after_edit, learn_batch, of_mixture, start_rows, statistics_of
 from streamgmm.ledger import Unit
 from streamgmm.merging import Statistics
 from streamgmm.online import Online
@@ -227,9 +228,10 @@ class Updating:
         if numbers.shape != params.weights.shape or sorted(numbers.tolist()) != list(range(len(numbers))):
             raise ParameterError(f"order must be the numbers 0 to {params.n_components - 1}, each once.")
         model = type(self)._of(self._model())
-        model._learn(replace(model._learned(), params=params.reordered(numbers)))
-        if self._online is not None:
-            model._online = self._online.reordered(numbers)
+        online = model._online
+        model._learn(replace(model._learned(), params=model._params().reordered(numbers)))
+        if online is not None:
+            model._online = online.reordered(numbers)
         return model
 
     # -- how -------------------------------------------------------------------------------------------------------
@@ -312,12 +314,32 @@ class Updating:
 
     def _before(self: Any, source: Source, settings: Settings) -> Online:
         """What goes into the next batch; ParameterError where the parameters no longer describe the model."""
-        d = source.n_features
-        if hasattr(self, "weights_"):
-            last = same_shape(self._params(), settings, d, "Learning")
-            if self._online is None:
-                return Online.started(of_mixture(last, settings), int(self.n_rows_), int(self.n_skipped_))
-        return Online.nothing(d) if self._online is None else self._online
+        d, carried = source.n_features, self._carried()
+        if carried is not None and carried.running is not None:
+            same_shape(carried.running.published, settings, d, "Learning")
+        elif hasattr(self, "weights_"):
+            last = same_shape(self._checked_params(), settings, d, "Learning")
+            return Online.started(of_mixture(last, settings), int(self.n_rows_), int(self.n_skipped_))
+        return carried or Online.nothing(d)
+
+    def _carried(self: Any) -> Online | None:
+        """What goes from batch to batch; where the mixture was set by hand since, that as pseudo-data.
+
+        Raises ParameterError where it was set to what is no mixture.
+        """
+        online = self._online
+        if online is None or online.running is None:
+            return online
+        known, said = online.running.published, (self.weights_, self.means_, self.covariances_)
+        if all(map(np.array_equal, said, (known.weights, known.means, known.covariance.values))):
+            return online
+        edited = after_edit(online, self._checked_params())
+        self._log().say("the mixture was set by hand: it goes on as pseudo-data of as many rows as were remembered")
+        return edited
+
+    def _checked_params(self: Any) -> MixtureParams:
+        """The published mixture, which may have been set by hand; ParameterError where it is none any more."""
+        return checked_mixture(self.weights_, self.means_, self.covariances_, self._fitted_type)
 
     @contextmanager
     def _executor(self: Any, source: Source, of: Settings | MixtureParams) -> Iterator[tuple[Executor, Source]]:

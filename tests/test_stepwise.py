@@ -258,6 +258,55 @@ def test_a_restart_after_every_batch_changes_no_bit(kind, settings, tmp_path):
     assert bytes_of(straight, tmp_path) == bytes_of(resumed, tmp_path)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", [{}, {"average": True}], ids=str)
+def test_a_mixture_set_by_hand_goes_on_from_there(kind, settings, tmp_path):
+    """As many rows as were remembered stand for it, also in a file; precisions follow, and the counts stay."""
+    model = GaussianMixture(3, covariance_type=kind, random_state=0, **settings).fit(blobs())
+    model.partial_fit(blobs(100, seed=1))
+    memory, published = running(model).memory, model.means_
+    model.means_ = model.means_ + 0.5
+    loaded = reopened(model, tmp_path)
+    np.testing.assert_array_equal(loaded.means_, published + 0.5)
+    order = [2, 0, 1]
+    moved = model.reordered(order)
+    np.testing.assert_array_equal(moved.means_, (published + 0.5)[order])
+    assert (running(moved).memory, moved.n_rows_, moved.n_steps_) == (memory, 1300, 1)
+    model.covariances_ = 2.0 * np.asarray(model.covariances_)
+    model.partial_fit(blobs(1, seed=2))
+    assert model.effective_rows_ == pytest.approx(memory + 1, rel=1e-3)
+    np.testing.assert_allclose(model.means_, published + 0.5, atol=0.05)
+    np.testing.assert_allclose(model.precisions_, 0.5 * loaded.precisions_, rtol=0.05, atol=0.05)
+    assert_identical(reopened(model, tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("weights_", [0.5, 0.5, 0.5], "weights must be at least zero and sum to 1"),
+        ("means_", [[np.nan] * 3] * 3, "means must be finite"),
+        ("covariances_", -np.ones((3, 3, 3)), "not positive definite"),
+        ("means_", np.zeros((3, 2)), "must have the shape"),
+    ],
+)
+def test_what_was_set_by_hand_and_is_no_mixture_is_refused(name, value, words, tmp_path):
+    for model in (GaussianMixture(3, random_state=0).fit(blobs()), reopened(learner().fit(blobs()), tmp_path)):
+        setattr(model, name, value)
+        for use in (lambda: model.partial_fit(blobs()), lambda: model.save(tmp_path / "m"), model.reordered):  # noqa: B023
+            with pytest.raises(ParameterError, match=words):
+                use([0, 1, 2]) if use == model.reordered else use()
+
+
+def test_weights_that_are_one_but_for_their_last_digits_can_be_saved(tmp_path):
+    """A fit without a pass publishes them as they are."""
+    array = zarr.create_array(tmp_path / "rows.zarr", data=blobs(), chunks=(400, 3))
+    for off in (5e-7, -5e-7):
+        start = {**given_start("full"), "weights_init": np.array([0.2, 0.3, 0.5 + off])}
+        model = GaussianMixture(3, max_iter=0, **start).fit(array)
+        assert model.weights_.sum() == pytest.approx(1.0, abs=1e-15)
+        assert_identical(reopened(model, tmp_path), model)
+
+
 @pytest.mark.parametrize("how", ["weights", "nan"])
 def test_all_rows_that_count_are_kept_however_few_of_a_batch_they_are(how, caplog):
     """A sample of the batch has only a part of them: it is drawn again until they are there."""
