@@ -12,7 +12,15 @@ from streamgmm.drift import BatchReport, Chart, moved, observed
 from streamgmm.errors import DataError, NothingLeftError, ParameterError
 from streamgmm.executors import SerialExecutor
 from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
-from streamgmm.fitting import LARGEST_SAMPLE_BYTES, MOST_DRAWN, Log, Settings, sample_size, starting_parameters
+from streamgmm.fitting import (
+    LARGEST_SAMPLE_BYTES,
+    MOST_DRAWN,
+    SMALLEST_SAMPLE,
+    Log,
+    Settings,
+    sample_size,
+    starting_parameters,
+)
 from streamgmm.growth import Growth
 from streamgmm.kernel import e_step, m_step, prepare
 from streamgmm.ledger import Unit
@@ -28,6 +36,9 @@ from streamgmm.streams import Purpose, sample_index, stream
 
 #: Rows for each free parameter that a start is sought on.
 START_ROWS = 10
+
+#: Times as many are kept at most where too few of them are distinct for a start.
+MORE_KEPT = 10
 
 #: Rows for each free parameter that the schedule counts alike before it begins to forget.
 REFERENCE_ROWS = 100
@@ -88,6 +99,12 @@ def start_rows(settings: Settings, d: int) -> int:
     k = settings.n_components
     wanted = START_ROWS * (settings.structure.n_parameters(k, d) + k * d + k - 1)
     return max(2, k, min(wanted, LARGEST_SAMPLE_BYTES // (8 * d)))
+
+
+def most_kept(settings: Settings, d: int) -> int:
+    """Rows that are kept at most while fewer of them are distinct than the mixture has components."""
+    wanted = max(SMALLEST_SAMPLE, MORE_KEPT * start_rows(settings, d))
+    return min(wanted, LARGEST_SAMPLE_BYTES // (8 * d))
 
 
 def _expected(params: MixtureParams) -> tuple[float, float]:
@@ -173,12 +190,17 @@ def _begin(
     weights = np.concatenate([online.kept_weights, pilot.sample_weights])
     counted = online.with_counts(pilot.n_rows, pilot.n_skipped)
     report = BatchReport(n_rows=pilot.n_rows, n_skipped=pilot.n_skipped)
+    waiting = replace(counted, kept_rows=rows, kept_weights=weights), replace(report, started=False)
     if len(rows) < needed:
-        remark = f"kept for a start: {len(rows):,} of {needed:,} rows are there"
-        after = replace(counted, kept_rows=rows, kept_weights=weights)
-        return after, replace(report, started=False, remark=remark)
+        return _told(waiting, f"kept for a start: {len(rows):,} of {needed:,} rows are there")
     kept = with_weights(open_source(rows), weights)
-    params = _start(kept, settings, seed, log)
+    try:
+        params = _start(kept, settings, seed, log)
+    except DataError:  # too few of them are distinct, which those that come may mend
+        if not whole or len(rows) >= most_kept(settings, source.n_features):
+            raise
+        k = settings.n_components
+        return _told(waiting, f"kept for a start: {len(rows):,} rows are there, but fewer than {k} distinct ones")
     # a batch that is not all in the sample is read again
     stats = statistics_of(kept, SerialExecutor(), params) if whole else _with_kept(online, source, executor, params)
     params, _ = m_step(stats, params, settings.reg_covar)
@@ -189,6 +211,10 @@ def _begin(
     started = Online.started(running, counted.n_rows, counted.n_skipped, online.ledger)
     after = replace(started, n_steps=online.n_steps + 1)
     return after, replace(report, step=1.0, effective_rows=running.effective_rows, remark=remark)
+
+
+def _told(waiting: tuple[Online, BatchReport], remark: str) -> tuple[Online, BatchReport]:
+    return waiting[0], replace(waiting[1], remark=remark)
 
 
 def _drawn(source: Batch, executor: Executor, seed: int, size: int, missing: int, log: Log) -> tuple[Pilot, bool]:

@@ -171,8 +171,15 @@ class Updating:
 
     def _kept_in_words(self: Any) -> str:
         """What a model without a mixture yet has."""
-        needed = start_rows(Settings.of(self.get_params(deep=False)), self.n_features_in_)
-        return f"no mixture yet: {len(self._online.kept_rows):,} of {needed:,} rows are kept for a start"
+        kept = len(self._online.kept_rows)
+        try:
+            settings = Settings.of(self.get_params(deep=False))
+        except ParameterError:  # they may be set to anything, and shown
+            return f"no mixture yet: {kept:,} rows are kept for a start"
+        needed = start_rows(settings, self.n_features_in_)
+        if kept >= needed:
+            return f"no mixture yet: {kept:,} rows are kept, but fewer than {settings.n_components} distinct ones"
+        return f"no mixture yet: {kept:,} of {needed:,} rows are kept for a start"
 
     # -- what sites share ------------------------------------------------------------------------------------------
 

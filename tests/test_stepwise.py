@@ -322,6 +322,41 @@ def test_all_rows_that_count_are_kept_however_few_of_a_batch_they_are(how, caplo
     assert hasattr(model.partial_fit(blobs(40, seed=1)), "weights_")
 
 
+def test_rows_are_kept_while_too_few_of_them_are_distinct(tmp_path):
+    """Row by row, as from an instrument that stood still: one needs two distinct rows, and waits for them."""
+    model = GaussianMixture(2, random_state=0).partial_fit(np.ones((108, 2)))
+    for _ in range(4):
+        model = reopened(model.partial_fit([[1.0, 1.0]]), tmp_path)
+    model.partial_fit([[1.0, 1.0]])
+    assert "kept for a start: 113 rows are there, but fewer than 2 distinct ones" in str(model.report_)
+    assert "no mixture yet: 113 rows are kept, but fewer than 2 distinct ones" in repr(model)
+    model.partial_fit(blobs(100)[:, :2])
+    assert (model.n_rows_, model.report_.started) == (213, True)
+
+
+def test_a_store_whose_first_rows_are_alike_is_learned(tmp_path):
+    array = zarr.create_array(tmp_path / "rows.zarr", data=np.zeros((600, 3)) + 1.0, chunks=(100, 3))
+    model = GaussianMixture(3, random_state=0)
+    assert model.update(array, flush=True).n_rows == 600
+    array.append(blobs(100))
+    assert model.update(array, flush=True).n_rows == 100
+    assert model.effective_rows_ == 700
+
+
+def test_rows_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr("streamgmm.learning.SMALLEST_SAMPLE", 0)
+    monkeypatch.setattr("streamgmm.learning.MORE_KEPT", 2)
+    model = GaussianMixture(2, random_state=0).partial_fit(np.ones((219, 2)))
+    with pytest.raises(DataError, match="Only 1 distinct rows were found among the 220 sampled"):
+        model.partial_fit([[1.0, 1.0]])
+    assert (model.n_rows_, model.partial_fit(blobs(100)[:, :2]).n_rows_) == (219, 319)
+
+
+def test_the_repr_of_a_model_with_rows_and_a_parameter_without_meaning():
+    model = GaussianMixture(2).partial_fit(blobs(20)).set_params(n_components=0)
+    assert repr(model).endswith("no mixture yet: 20 rows are kept for a start")
+
+
 def test_rows_are_kept_until_a_start_is_found_and_the_repr_says_so(tmp_path):
     model = GaussianMixture(3, random_state=0)
     for i in range(3):
