@@ -15,6 +15,12 @@ from streamgmm.sources import ZarrSource, look, place_key, rows_written
 #: Units that a sentence names.
 MOST_NAMED = 3
 
+#: Why a chunk may never come, and the way out.
+UNSTORED = (
+    "if all its rows have the fill value, zarr did not store it and never will: "
+    'open_source(..., missing_chunks="fill") takes it as it reads'
+)
+
 #: Size and time of the chunks of rows [start, stop).
 StampOf = Callable[[int, int], tuple[int, int]]
 
@@ -66,9 +72,9 @@ def growth(
         if flush or said is not None or not source.reading.waits:
             raise DataError(
                 f"{source.name}: {where}, though rows up to {end:,} are said to be written. Write it, or wait for the "
-                "writer, before the rows behind it are learned."
+                f"writer, before the rows behind it are learned. {UNSTORED[0].upper()}{UNSTORED[1:]}."
             )
-        end, why = hole * source.grid_rows, f"{where} yet"
+        end, why = hole * source.grid_rows, f"{where} yet; {UNSTORED}"
     units = _cut(learned, end, source.unit_rows, flush=flush)
     reached = units[-1][1] if units else learned
     if not why and reached < source.n_rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -172,7 +173,9 @@ def test_what_lies_before_a_chunk_that_is_not_there_is_learned(array, model, pat
     os.remove(path / "c/16/0")
     report = model.update(path)
     assert (report.n_rows, report.waiting) == (640 - FITTED, ROWS - 640)
-    assert "273 rows wait: chunk 16 (from row 640 on) is not there yet." in str(report)
+    assert "273 rows wait: chunk 16 (from row 640 on) is not there yet; if all its rows have the fill value" in str(
+        report
+    )
     assert model.update(path, stop=640).n_units == 0
     for options in ({"stop": 650}, {"stop": ROWS}, {"flush": True}):
         with pytest.raises(DataError, match=r"chunk 16 \(from row 640 on\) is not there, though rows up to \d+ are"):
@@ -220,9 +223,29 @@ def test_a_store_without_a_row_yet(path):
     assert model.update(path).waiting == 100
     with pytest.raises(DataError, match=r"chunk 0 \(from row 0 on\) is not there, though rows up to 100 are said"):
         model.update(path, flush=True)
-    zarr.open_array(str(path), mode="r+").resize((0, 2))
-    with pytest.raises(DataError, match=r"rows\.zarr has 0 rows"):
-        model.update(path)
+    array = zarr.open_array(str(path), mode="r+")
+    array.resize((0, 2))
+    for model in (mixture(), mixture().fit(rows_of(0, 300))):
+        for options in ({}, {"flush": True}, {"stop": 0}):
+            assert str(model.update(path, **options)) == "rows.zarr: nothing new."
+    for use in (model.predict, mixture().fit, mixture().partial_fit):
+        for source in (path, open_source(path, missing_chunks="wait")):
+            with pytest.raises(DataError, match=r"rows\.zarr has 0 rows"):
+                use(source)
+    append(array, 100)
+    assert model.update(path, flush=True).n_rows == 100
+
+
+def test_a_chunk_of_nothing_but_the_fill_value_is_named_with_the_way_out(array, model, path):
+    """zarr does not store it, so it never comes."""
+    array[640:680] = 0.0
+    assert not (path / "c/16/0").exists()
+    way_out = r'zarr did not store it and never will: open_source\(\.\.\., missing_chunks="fill"\) takes it as it reads'
+    assert re.search(way_out, str(model.update(path)))
+    with pytest.raises(DataError, match=way_out):
+        model.update(path, flush=True)
+    assert model.update(open_source(path, missing_chunks="fill"), flush=True).n_rows == ROWS - 640
+    assert model.update(path, flush=True).n_units == 0
 
 
 # -- what the writer says ------------------------------------------------------------------------------------------

@@ -10,11 +10,18 @@ from streamgmm.errors import DataError, DataTypeError
 
 
 def require_real_rows(
-    shape: tuple[float, ...], dtype: np.dtype[Any], name: str, *, column: bool = False, stored: bool = False
+    shape: tuple[float, ...],
+    dtype: np.dtype[Any],
+    name: str,
+    *,
+    column: bool = False,
+    stored: bool = False,
+    grows: bool = False,
 ) -> None:
     """DataError where ``shape`` is not (n, d) with both at least 1; DataTypeError where ``dtype`` is not real.
 
     column: one number a row is asked for, (n,).  stored: the array lies in a store, so that it has no reshape.
+    grows: rows may still come, so that there may be none yet.
     """
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise DataTypeError(
@@ -28,10 +35,16 @@ def require_real_rows(
             f"{name} has {len(shape)} dimension(s) {shape}, but rows need two: (rows, features). "
             f"{_way_out(shape, stored)}"
         )
-    if shape[0] == 0:
-        raise DataError(f"{name} has 0 rows (shape={shape}) while a minimum of 1 is required.")
+    if not grows:
+        require_some_rows(shape, name)
     if n_columns(shape) == 0:
         raise DataError(f"Found array with 0 feature(s) (shape={shape}) in {name} while a minimum of 1 is required.")
+
+
+def require_some_rows(shape: tuple[float, ...], name: str) -> None:
+    """DataError where there is no row."""
+    if shape[0] == 0:
+        raise DataError(f"{name} has 0 rows (shape={shape}) while a minimum of 1 is required.")
 
 
 def _way_out(shape: tuple[float, ...], stored: bool) -> str:

@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore
 
 from streamgmm.errors import DataError, ParameterError, SourceError, shown
 from streamgmm.protocols import Executor, Piece, Rows
-from streamgmm.sources.dtypes import n_columns, require_real_rows
+from streamgmm.sources.dtypes import n_columns, require_real_rows, require_some_rows
 from streamgmm.sources.grid import STORE_BLOCK_BYTES, checked_block_rows, ranges
 from streamgmm.sources.listing import absent_chunks
 from streamgmm.sources.packing import Packing, packing_of
@@ -137,7 +137,7 @@ class ZarrSource:
         name = _name_of(array)
         if not all(array.shards or array.chunks):
             raise SourceError(f"{name} has chunks {array.chunks} of nothing: its metadata are damaged. Write it anew.")
-        require_real_rows(array.shape, array.dtype, name, column=column, stored=True)
+        require_real_rows(array.shape, array.dtype, name, column=column, stored=True, grows=reading.waits)
         size = checked_block_rows(block_rows, _grid(array)[0], n_columns(array.shape), STORE_BLOCK_BYTES)
         dtype, form = np.dtype(array.dtype), array.metadata.zarr_format
         packing = packing_of(array.attrs.asdict(), dtype, array.fill_value, form, name)
@@ -178,10 +178,11 @@ class ZarrSource:
         return [partial(require_reachable, self.array, self.name)]
 
     def require_complete(self, *, column: bool = False) -> None:
-        """SourceError where the listing lacks chunks whose fill value would be taken for rows.
+        """SourceError where the listing lacks chunks whose fill value would be taken for rows, DataError without a row.
 
         Where the fill value is NaN, and rows with NaN are left out, it is what the user asked for.
         """
+        require_some_rows(self.array.shape, self.name)
         absent = None if self.reading.fills else absent_chunks(self.array)
         if absent is None or not absent.count:
             return
