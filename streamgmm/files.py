@@ -68,6 +68,11 @@ def write(path: str | Path, contents: Contents) -> None:
         ) from error
 
 
+def require_target(path: str | Path) -> None:
+    """FileFormatError where nothing could be written to ``path``, which is found out before the work is done."""
+    _require_replaceable(_as_path(path))
+
+
 def _encoded(contents: Contents, name: str) -> bytes:
     """The bytes of a file; FileFormatError, naming it, where they would be more than is read back."""
     arrays = {name: np.asarray(array, order="C") for name, array in contents.arrays.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,9 @@ from scipy.optimize import linear_sum_assignment
 
 from streamgmm.checks import checked_mixture
 from streamgmm.drift import BatchReport, UpdateReport
-from streamgmm.errors import DataError, ParameterError, shown
+from streamgmm.errors import DataTypeError, ParameterError, StreamGMMError, shown
 from streamgmm.executors import executor_for, single_blas_thread
+from streamgmm.files import require_target
 from streamgmm.fitting import Log, Settings, pass_plan, same_shape, sample_size
 from streamgmm.growth import growth
 from streamgmm.kernel import m_step
@@ -91,7 +92,7 @@ class Updating:
         sample_weight : optional
             Weights of the rows of a named batch, as in ``fit``.
         checkpoint : str or Path, optional
-            Where to save the model every minute and at the end.
+            Where to save the model every minute, at the end, and where a later unit raises an error.
 
         Raises
         ------
@@ -101,21 +102,19 @@ class Updating:
             learned.
         ParameterError
             X is neither a store nor a named batch, or an option has no meaning for it.
+        FileFormatError
+            ``checkpoint`` cannot be written; found out before the first unit is learned.
         """
         settings = Settings.of(self.get_params(deep=False))
-        if batch_id is not None:
-            if stop is not None or flush:
-                raise ParameterError("stop and flush are for stores that grow, but batch_id names a batch. Drop one.")
-            with self._unchanged_on_error(), single_blas_thread():
-                report = self._learn_named(X, batch_id, sample_weight)
-        else:
-            if sample_weight is not None:
-                raise ParameterError("sample_weight goes with a named batch. Give batch_id=NAME, or leave it out.")
-            with single_blas_thread():
-                report = self._learn_growth(X, settings, stop, flush, checkpoint)
-        if checkpoint is not None:
-            self.save(checkpoint)
-        return report
+        if batch_id is not None and (stop is not None or flush):
+            raise ParameterError("stop and flush are for stores that grow, but batch_id names a batch. Drop one.")
+        if batch_id is None and sample_weight is not None:
+            raise ParameterError("sample_weight goes with a named batch. Give batch_id=NAME, or leave it out.")
+        with self._saved_to(checkpoint), single_blas_thread():
+            if batch_id is None:
+                return self._learn_growth(X, settings, stop, flush, checkpoint)
+            with self._unchanged_on_error():
+                return self._learn_named(X, batch_id, sample_weight)
 
     def fit_stream(
         self: Any,
@@ -131,26 +130,23 @@ class Updating:
         report of each batch. ``n_stream_`` counts the batches that were learned, also in a saved model: a stream that
         is given again goes on with ``itertools.islice(batches, model.n_stream_, None)``.
 
-        Raises what ``partial_fit`` raises, naming the batch; those before it stay learned.
+        Raises what ``partial_fit`` raises, naming the batch; those before it stay learned. DataTypeError where
+        ``batches`` is one batch or a path, FileFormatError where ``checkpoint`` cannot be written.
         """
-        saved = time.monotonic()
-        try:
-            with single_blas_thread():
-                for batch in batches:
-                    pair = isinstance(batch, tuple) and len(batch) == 2
-                    rows, weights = batch if pair else (batch, None)
-                    with self._unchanged_on_error(), _numbered(self.n_stream_):
-                        self._learn_one(rows, weights, str(self.n_stream_))
-                        ledger = self._online.ledger
-                        self._online = replace(self._online, ledger=replace(ledger, n_stream=ledger.n_stream + 1))
-                    if on_batch is not None:
-                        on_batch(self.report_)
-                    if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                        self.save(checkpoint)
-                        saved = time.monotonic()
-        finally:
-            if checkpoint is not None and self._online is not None:
-                self.save(checkpoint)
+        stream, saved = _iterator(batches), time.monotonic()
+        with self._saved_to(checkpoint), single_blas_thread():
+            for batch in stream:
+                pair = isinstance(batch, tuple) and len(batch) == 2
+                rows, weights = batch if pair else (batch, None)
+                with self._unchanged_on_error(), _numbered(self.n_stream_):
+                    self._learn_one(rows, weights, str(self.n_stream_))
+                    ledger = self._online.ledger
+                    self._online = replace(self._online, ledger=replace(ledger, n_stream=ledger.n_stream + 1))
+                if on_batch is not None:
+                    on_batch(self.report_)
+                if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self.save(checkpoint)
+                    saved = time.monotonic()
         return self
 
     @property
@@ -382,6 +378,24 @@ class Updating:
             self.n_rows_, self.n_skipped_ = online.n_rows, online.n_skipped
 
     @contextmanager
+    def _saved_to(self: Any, checkpoint: Any) -> Iterator[None]:
+        """What is learned inside is saved at the end, and where an error is raised, which stays the error."""
+        if checkpoint is not None:
+            require_target(checkpoint)
+        before = self._online
+        try:
+            yield
+        except BaseException as error:
+            if checkpoint is not None and self._online is not before:
+                try:
+                    self.save(checkpoint)
+                except StreamGMMError as another:
+                    error.add_note(f"What was learned before could not be saved: {another}")
+            raise
+        if checkpoint is not None and self._online is not None:
+            self.save(checkpoint)
+
+    @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
         """Where an error is raised, all attributes are as they were."""
         before = dict(self.__dict__)
@@ -400,11 +414,22 @@ def is_closed(X: Any) -> bool:
 
 @contextmanager
 def _numbered(number: int) -> Iterator[None]:
-    """Errors about rows name the batch of the stream that they are in."""
+    """Errors that are raised on purpose name the batch of the stream that they are in."""
     try:
         yield
-    except DataError as error:
-        raise DataError(f"Batch {number} of the stream: {error}") from error
+    except StreamGMMError as error:
+        raise type(error)(f"Batch {number} of the stream: {error}") from error
+
+
+def _iterator(batches: Any) -> Iterator[Any]:
+    """The batches one by one; DataTypeError where what was given is a single batch, or nothing of the kind."""
+    one = isinstance(batches, (str, bytes, Path, Mapping)) or hasattr(batches, "shape") or hasattr(batches, "blocks")
+    if one or not isinstance(batches, Iterable):
+        raise DataTypeError(
+            f"batches must be an iterator or a list of batches, but a {type(batches).__name__} was given. Give [X] for "
+            "a single one, or use partial_fit(X); update(PATH) learns a store chunk by chunk."
+        )
+    return iter(batches)
 
 
 def _divergences(ours: MixtureParams, theirs: MixtureParams) -> Any:

@@ -6,14 +6,16 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from mixtures import assert_identical, blobs
 
 from streamgmm import GaussianMixture, load
-from streamgmm.errors import DataError
+from streamgmm.errors import DataError, DataTypeError, FileFormatError, ParameterError
 
 
 def batches(n: int = 12) -> Iterator[np.ndarray]:
@@ -66,6 +68,54 @@ def test_a_bad_batch_is_named_and_those_before_it_stay_learned(tmp_path):
         model.fit_stream([*batches(4), bad, *batches(2)], checkpoint=tmp_path / "model.sgmm")
     assert_identical(model, GaussianMixture(3, random_state=0).fit_stream(batches(4)))
     assert load(tmp_path / "model.sgmm").n_stream_ == model.n_stream_ == 4
+
+
+def test_a_batch_of_another_type_or_a_bad_parameter_is_named_too():
+    model = GaussianMixture(3, random_state=0, reg_covar=0.0).fit(blobs())
+    with pytest.raises(DataTypeError, match=r"Batch 1 of the stream: .*complex"):
+        model.fit_stream([blobs(150), da.ones((150, 3), dtype=complex)])
+    with pytest.raises(ParameterError, match=r"Batch 1 of the stream: n_components must be"):
+        model.set_params(n_components=0).fit_stream(batches(2))
+
+
+@pytest.mark.parametrize(
+    "thing", ["rows.zarr", Path("rows.zarr"), blobs(9), da.ones((6, 3)), 3, None, {}], ids=lambda x: type(x).__name__
+)
+def test_a_single_batch_is_no_stream(thing):
+    with pytest.raises(DataTypeError, match=rf"batches must be an iterator .*a {type(thing).__name__} was given"):
+        GaussianMixture(3).fit_stream(thing)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_noticed_first_and_hides_no_error(tmp_path):
+    folder = tmp_path / "folder"
+    model, path = GaussianMixture(3, random_state=0), folder / "model.sgmm"
+    with pytest.raises(FileFormatError, match="There is no folder"):
+        model.fit_stream(batches(), checkpoint=path)
+    with pytest.raises(FileFormatError, match="There is no folder"):
+        model.update(blobs(), batch_id="x", checkpoint=path)
+    assert model.n_stream_ == 0
+    folder.mkdir()
+
+    def going() -> Iterator[np.ndarray]:
+        yield from batches(3)
+        folder.rmdir()
+        raise ConnectionError("the cable was pulled")
+
+    with pytest.raises(ConnectionError, match="the cable was pulled") as caught:
+        model.fit_stream(going(), checkpoint=path)
+    assert "could not be saved: There is no folder" in caught.value.__notes__[0]
+    assert model.n_stream_ == 3
+
+
+def test_an_error_in_a_later_unit_leaves_those_before_it_in_the_checkpoint(tmp_path):
+    rows = blobs(600)
+    rows[450, 1] = np.nan
+    zarr.create_array(tmp_path / "rows.zarr", data=rows, chunks=(100, 3))
+    model = GaussianMixture(3, random_state=0).fit(blobs(seed=1))
+    with pytest.raises(DataError, match="NaN in row 450"):
+        model.update(tmp_path / "rows.zarr", flush=True, checkpoint=tmp_path / "model.sgmm")
+    assert_identical(load(tmp_path / "model.sgmm"), model)
+    assert load(tmp_path / "model.sgmm").n_rows_ == 1600
 
 
 def test_a_stream_of_nothing_learns_nothing(tmp_path):
