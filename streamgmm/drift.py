@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf, sqrt
+from typing import Any
 
 import numpy as np
 from scipy.special import chdtri
 
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Floats
-from streamgmm.solvers.stepwise import Running
+from streamgmm.solvers.stepwise import LEAST_WEIGHT, Running
 from streamgmm.stats import SufficientStats
 
 #: The share that a batch has of the moving average.
@@ -29,6 +30,9 @@ FALSE_ALARMS = 1e-5
 
 #: Reports that an update keeps.
 MOST_REPORTS = 100
+
+#: More than this is as far, so that its square is a number.
+MOST_DEVIATIONS = 1e140
 
 #: Variances of a log density below this are rounding.
 LEAST_VARIANCE = 1e-12
@@ -163,32 +167,40 @@ class UpdateReport:
 
 def observed(chart: Chart, running: Running, batch: SufficientStats) -> tuple[Chart, BatchReport]:
     """The chart and a report after a batch whose statistics were taken at ``running.params``, before it is learned."""
-    stats = running.stats
+    stats, weight = running.stats, max(batch.weight, LEAST_WEIGHT)
     mean = batch.log_likelihood / batch.weight
-    deviation = sqrt(max(stats.log_likelihood_squares - stats.log_likelihood**2, LEAST_VARIANCE))
     own = 1.0 / running.effective_rows  # the model's own error, which batches do not average away
-    surplus = (mean - stats.log_likelihood) / deviation
-    keep = 1.0 - SMOOTHING if chart.noise else 0.0
-    chart = Chart(
-        keep * chart.innovation + (1.0 - keep) * innovation(batch, running.params),
-        keep * chart.surplus + (1.0 - keep) * surplus,
-        keep**2 * chart.noise + (1.0 - keep) ** 2 / batch.weight,
-    )
-    k, freedom = chart.innovation.shape
-    variance = chart.noise + own
-    statistics = (chart.innovation**2).sum(axis=1) / (variance * _limit(freedom, k + 1))
-    blamed = int(np.argmax(statistics))
-    likelihood = chart.surplus**2 / (variance * _limit(1, k + 1))
-    largest = max(float(statistics[blamed]), likelihood)
+    with np.errstate(over="ignore"):  # what is beyond all limits is an alarm, however far
+        expected = np.float64(stats.log_likelihood)
+        variance = np.nan_to_num(stats.log_likelihood_squares - expected**2)
+        deviation = float(np.sqrt(max(variance, LEAST_VARIANCE)))
+        surplus = (mean - stats.log_likelihood) / deviation
+        keep = 1.0 - SMOOTHING if chart.noise else 0.0
+        chart = Chart(
+            _finite(keep * chart.innovation + (1.0 - keep) * innovation(batch, running.params)),
+            float(_finite(keep * chart.surplus + (1.0 - keep) * surplus)),
+            keep**2 * chart.noise + (1.0 - keep) ** 2 / weight,
+        )
+        k, freedom = chart.innovation.shape
+        variance = np.float64(chart.noise + own)
+        statistics = (chart.innovation**2).sum(axis=1) / (variance * _limit(freedom, k + 1))
+        blamed = int(np.argmax(statistics))
+        likelihood = float(chart.surplus**2 / (variance * _limit(1, k + 1)))
+        largest = max(float(statistics[blamed]), likelihood)
     return chart, BatchReport(
         n_rows=batch.n_rows,
         n_skipped=batch.n_skipped,
         log_likelihood=mean,
         expected=stats.log_likelihood,
-        standard_error=deviation * sqrt(1.0 / batch.weight + own),
+        standard_error=deviation * sqrt(1.0 / weight + own),
         alarm_statistic=largest,
         component=None if likelihood == largest else blamed,
     )
+
+
+def _finite(values: Any) -> Any:
+    """Numbers that float64 can square and a file can hold."""
+    return np.clip(np.nan_to_num(values), -MOST_DEVIATIONS, MOST_DEVIATIONS)
 
 
 def innovation(batch: SufficientStats, params: MixtureParams) -> Floats:
@@ -197,10 +209,10 @@ def innovation(batch: SufficientStats, params: MixtureParams) -> Floats:
     scale = batch.scale
     root = params.covariance.scaled(scale).root(k, d)
     centred = batch.about(params.means, scale)
-    weights = params.weights
-    spread = np.sqrt(np.maximum(weights * (1.0 - weights), 1.0 / batch.weight**2))
+    weights, one = params.weights, 1.0 / max(batch.weight, LEAST_WEIGHT)
+    spread = np.sqrt(np.maximum(weights * (1.0 - weights), one**2))
     share = (centred.mass / batch.weight - weights) / spread
-    first = centred.first / (batch.weight * np.sqrt(np.maximum(weights, 1.0 / batch.weight))[:, None])
+    first = centred.first / (batch.weight * np.sqrt(np.maximum(weights, one))[:, None])
     whitened = np.stack([root.whiten(j, first[j][:, None])[:, 0] for j in range(k)])
     return np.concatenate([share[:, None], whitened], axis=1)
 

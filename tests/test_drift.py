@@ -10,7 +10,7 @@ import pytest
 from mixtures import KINDS, blobs, given_start
 from support import Case
 
-from streamgmm import GaussianMixture
+from streamgmm import GaussianMixture, load
 from streamgmm.drift import innovation
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "drift.py"))
@@ -107,3 +107,18 @@ def test_rows_of_another_shape_raise_an_alarm_by_their_log_likelihood():
     assert report.alarm
     assert report.component is None
     assert "DRIFT: the log-likelihood" in str(report)
+
+
+FAR = [[1e100, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("rows", "weight"), [(FAR, 1.0), (blobs(50), 1e-170), (blobs(50), 1e155)])
+def test_what_float64_cannot_square_is_a_number_all_the_same(rows, weight, tmp_path):
+    """In the chart, in the report, and in a file."""
+    model = GaussianMixture(3, random_state=0).fit(blobs())
+    for _ in range(2):
+        model.partial_fit(rows, sample_weight=np.full(len(rows), weight))
+        assert model.report_.alarm or weight != 1.0
+        assert np.isfinite([model.report_.alarm_statistic, model.report_.standard_error]).all()
+        model.save(tmp_path / "model.sgmm")
+        model = load(tmp_path / "model.sgmm")
