@@ -29,8 +29,11 @@ from streamgmm.sources import open_source
 
 #: Arguments of open_source that errors advise, alone or in a call of it, and that are options here.
 ADVICE = re.compile(r"""(open_source\(\.\.\., )?\b(array|nan_policy|missing_chunks|decode)=(["']?)(\w+)\3(?(1)\))""")
-#: Arguments of update that reports and errors advise.
+#: Arguments of update that reports and errors advise, or speak of.
 SWITCHES = re.compile(r"\b(stop|flush|batch_id)=(ROWS|True|NAME)")
+SPOKEN = re.compile(r"(?<![-\w])(stop and flush|stop|batch_id)(?= (are|is|must|names)\b)")
+#: What is meant as a number of rows, and not as the name of an attribute.
+NUMBER = re.compile(r"[+-]?\d{1,30}")
 #: The exit code of a command that Ctrl-C ended, as shells count it: 128 + SIGINT.
 INTERRUPTED = 130
 
@@ -177,7 +180,7 @@ def update(
         if batch_id is not None and missing_chunks == "wait":
             missing_chunks = "refuse"
         source = open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
-        limit = int(stop) if stop is not None and stop.isdecimal() else stop
+        limit = int(stop) if stop is not None and NUMBER.fullmatch(stop) else stop
         learner = _loaded(model, streamgmm.GaussianMixture, "a model")
         with _passes_shown():
             report = learner.update(source, batch_id=batch_id, stop=limit, flush=flush, checkpoint=model)
@@ -202,7 +205,7 @@ def statistics(
     with _plain_speech():
         _require_free(output, store, overwrite)
         source = open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
-        taken = _loaded(model, streamgmm.GaussianMixture, "a model").statistics(source)
+        taken = _with_mixture(model).statistics(source)
         taken.save(output)
         typer.echo(f"{output}: {taken}")
 
@@ -221,6 +224,12 @@ def merge(
     with _plain_speech():
         if output.exists() and not overwrite:
             raise ParameterError(f"{output} exists already. Add --overwrite to replace it, or choose another -o.")
+        once = {part.resolve() for part in parts}
+        if len(once) < len(parts):
+            raise ParameterError(
+                f"{len(parts)} files of statistics are given, but only {len(once)} different ones: the rows of a site "
+                "would count more than once. Name each file once."
+            )
         merged = reduce(add, (_loaded(part, streamgmm.Statistics, "statistics") for part in parts))
         model = streamgmm.GaussianMixture.from_statistics(merged, reg_covar=reg_covar)
         model.save(output)
@@ -246,7 +255,7 @@ def predict(
         _require_free(output, store, overwrite)
         _require_zarr_or_nothing(output)
         source = open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
-        labels = _loaded(model, streamgmm.GaussianMixture, "a model").predict(source)
+        labels = _with_mixture(model).predict(source)
         with _bar("predicting", labels.shape[0]) as written:
             stored = write_rows(labels, output, overwrite=overwrite, written=written)
         chunks = f"{labels.numblocks[0]:,} chunk{'s' * (labels.numblocks[0] != 1)}"
@@ -318,7 +327,8 @@ def _sentence(error: Exception) -> str:
 def _in_options(text: str) -> str:
     """Advice for Python in the words of the command line."""
     text = ADVICE.sub(lambda found: f"--{found[2].replace('_', '-')} {found[4]}", text)
-    return SWITCHES.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2]}".removesuffix(" True"), text)
+    text = SWITCHES.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2]}".removesuffix(" True"), text)
+    return SPOKEN.sub(lambda found: f"--{found[0]}".replace("_", "-").replace("and ", "and --"), text)
 
 
 def _one_line(text: str) -> str:
@@ -370,6 +380,14 @@ def _loaded(path: Path, kind: type, word: str) -> Any:
     if not isinstance(found, kind):
         raise ParameterError(f"{path} holds a {type(found).__name__}, but {word} was expected there.")
     return found
+
+
+def _with_mixture(path: Path) -> Any:
+    """The model of a file; ParameterError where it has no mixture yet."""
+    model = _loaded(path, streamgmm.GaussianMixture, "a model")
+    if not hasattr(model, "weights_"):
+        raise ParameterError(f"{path}: {_in_words(model)}. Give it more rows first: streamgmm update STORE {path}.")
+    return model
 
 
 def _show_store(source: Any, n_components: int) -> None:

@@ -195,6 +195,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         source = self._open(X, sample_weight, reset=True)
         found = fit(source, settings, seed, log, sample_weight=sample_weight, last=last)
         self._learn(found.learned)
+        self.__dict__.pop("report_", None)  # of what was learned before, which is no more
         running = found.running
         if running is None and found.record is not None:  # not one pass, but the rows were read, and count as learned
             running = of_mixture(found.learned.params, settings)

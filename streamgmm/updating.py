@@ -194,8 +194,13 @@ class Updating:
         """A model from statistics: one step of EM from the parameters that they were taken at.
 
         parameters: hyper-parameters of the model, such as ``reg_covar``. Raises NumericalError where a covariance
-        degenerates.
+        degenerates, DataTypeError where ``statistics`` are something else.
         """
+        if not isinstance(statistics, Statistics):
+            raise DataTypeError(
+                f"A model is made from Statistics, but a {type(statistics).__name__} was given. Take them with "
+                "model.statistics(X), or read them with streamgmm.load(PATH)."
+            )
         params = statistics.params
         model = cls(params.n_components, covariance_type=params.covariance.kind, **parameters)
         settings = Settings.of(model.get_params(deep=False))
@@ -216,7 +221,12 @@ class Updating:
         change the order of components; another fit may, and ``reordered`` gives it back:
         ``new.reordered(old.match(new))``.
         """
-        ours, theirs = self._params(), other._params()
+        if not isinstance(other, Updating):
+            raise DataTypeError(
+                f"Components are matched with those of a GaussianMixture, but a {type(other).__name__} was given. "
+                "GaussianMixture.from_sklearn and from_parameters make one."
+            )
+        ours, theirs = self._params(), other._params()  # type: ignore[attr-defined]
         if ours.means.shape != theirs.means.shape:
             raise ParameterError(
                 f"Components of means {ours.means.shape} and {theirs.means.shape} cannot be matched one to one. Give "
@@ -227,9 +237,15 @@ class Updating:
     def reordered(self: Any, order: Any) -> Any:
         """The same model with its components in another order: ``order`` (k,) are the numbers they have now."""
         params = self._params()
-        numbers = np.asarray(order)
-        if numbers.shape != params.weights.shape or sorted(numbers.tolist()) != list(range(len(numbers))):
-            raise ParameterError(f"order must be the numbers 0 to {params.n_components - 1}, each once.")
+        try:
+            numbers = np.asarray(order)
+        except (TypeError, ValueError):  # rows of different lengths
+            numbers = np.empty(0)
+        whole = numbers.dtype.kind in "iu" and numbers.shape == params.weights.shape
+        if not whole or sorted(numbers.tolist()) != list(range(len(numbers))):
+            raise ParameterError(
+                f"order must be the whole numbers 0 to {params.n_components - 1}, each once, but it is {shown(order)}."
+            )
         model = type(self)._of(self._model())
         online = model._online
         model._learn(replace(model._learned(), params=model._params().reordered(numbers)))

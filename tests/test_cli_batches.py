@@ -111,3 +111,30 @@ def test_info_of_a_model_that_waits_for_rows(tmp_path: Path) -> None:
     GaussianMixture(2).partial_fit(ROWS[:20]).save(tmp_path / "waits.sgmm")
     shown = succeed("info", tmp_path / "waits.sgmm").stdout
     assert shown == f"{tmp_path / 'waits.sgmm'}: no mixture yet: 20 of 190 rows are kept for a start\n"
+
+
+def test_a_model_that_waits_for_rows_has_no_statistics_and_no_labels(store: Path) -> None:
+    waits = store.parent / "waits.sgmm"
+    GaussianMixture(2).partial_fit(ROWS[:20]).save(waits)
+    words = "no mixture yet: 20 of 190 rows are kept for a start. Give it more rows first: streamgmm update STORE"
+    for command, output in (("statistics", "s.sgmm"), ("predict", "l.zarr")):
+        assert words in error_of(command, store, waits, "-o", store.parent / output)
+
+
+def test_errors_of_update_speak_of_options(store: Path) -> None:
+    model = store.parent / "model.sgmm"
+    for stop in ("-5", "+5000"):
+        assert "--stop " in error_of("update", store, model, f"--stop={stop}")
+    assert "--stop must be a number of rows" in error_of("update", store, model, "--stop=-5")
+    assert "--stop is 5000, but rows.zarr has 4,500" in error_of("update", store, model, "--stop", "5000")
+    words = "--stop and --flush are for stores that grow, but --batch-id names a batch. Drop one."
+    assert words in error_of("update", store, model, "--batch-id", "tuesday", "--flush")
+    assert "--batch-id must be a name" in error_of("update", store, model, "--batch-id", "")
+
+
+def test_a_site_is_merged_once(store: Path) -> None:
+    succeed("statistics", store, store.parent / "model.sgmm", "-o", f"{store}.sgmm")
+    words = "2 files of statistics are given, but only 1 different ones"
+    again = store.parent / ".." / store.parent.name / f"{store.name}.sgmm"
+    for path in (f"{store}.sgmm", again):
+        assert words in error_of("merge", f"{store}.sgmm", path, "-o", store.parent / "merged.sgmm")

@@ -11,7 +11,7 @@ import zarr
 from mixtures import KINDS, UNFINISHED, assert_close, blobs, given_start
 
 from streamgmm import GaussianMixture, Statistics, load
-from streamgmm.errors import DataError, FileFormatError, ParameterError
+from streamgmm.errors import DataError, DataTypeError, FileFormatError, ParameterError
 
 
 def model_at(kind: str, offset: float = 0.0) -> GaussianMixture:
@@ -124,3 +124,29 @@ def test_facts_that_are_none_are_refused(change: dict[str, Any], tmp_path: Path)
 def test_hyper_parameters_of_the_merged_model_are_checked():
     with pytest.raises(ParameterError, match="reg_covar must be"):
         GaussianMixture.from_statistics(model_at("full").statistics(blobs()), reg_covar=-1)
+
+
+@pytest.mark.parametrize("thing", [None, "here.sgmm", 3, [1, 2]], ids=str)
+def test_what_is_no_model_and_no_statistics_is_named(thing):
+    model = GaussianMixture(3, random_state=0).fit(blobs())
+    with pytest.raises(DataTypeError, match=f"made from Statistics, but a {type(thing).__name__} was given"):
+        GaussianMixture.from_statistics(thing)
+    with pytest.raises(DataTypeError, match=f"those of a GaussianMixture, but a {type(thing).__name__} was given"):
+        model.match(thing)
+
+
+@pytest.mark.parametrize("order", [[False, True, 2.0], [0.0, 1.0, 2.0], [0, 1], [[0], [1, 2]], "012", None], ids=str)
+def test_an_order_must_be_whole_numbers(order):
+    with pytest.raises(ParameterError, match="order must be the whole numbers 0 to 2, each once, but it is"):
+        GaussianMixture(3, random_state=0).fit(blobs()).reordered(order)
+
+
+def test_booleans_are_no_order():
+    with pytest.raises(ParameterError, match="order must be the whole numbers 0 to 1"):
+        GaussianMixture(2, random_state=0).fit(blobs()).reordered([False, True])
+
+
+def test_a_fit_leaves_no_report_of_another_model():
+    model = GaussianMixture(3, random_state=0).partial_fit(blobs())
+    assert model.report_.n_rows == 1200
+    assert not hasattr(model.fit(blobs()), "report_")

@@ -506,7 +506,7 @@ def test_a_refit_is_matched_to_the_model_before():
     np.testing.assert_allclose(matched.means_, before.means_, atol=0.5)
     with pytest.raises(ParameterError, match=r"means \(3, 3\) and \(2, 3\) cannot be matched"):
         before.match(GaussianMixture(2, random_state=0).fit(blobs()))
-    with pytest.raises(ParameterError, match="order must be the numbers 0 to 2, each once"):
+    with pytest.raises(ParameterError, match="order must be the whole numbers 0 to 2, each once"):
         before.reordered([0, 0, 1])
 
 
