@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from secrets import token_hex
 from typing import Any
 
 from streamgmm.errors import DataError
@@ -20,6 +21,9 @@ UNSTORED = (
     "if all its rows have the fill value, zarr did not store it and never will: "
     'open_source(..., missing_chunks="fill") takes it as it reads'
 )
+
+#: The way out where a store took the place of another, as log files do that are rotated.
+ANOTHER = "If other rows begin here, give their store another path, or learn it as a batch with batch_id=NAME."
 
 #: Size and time of the chunks of rows [start, stop).
 StampOf = Callable[[int, int], tuple[int, int]]
@@ -109,31 +113,50 @@ class Witness:
         source, marks = self._source, self.executor.fingerprints
         cut = _cut(0, source.n_rows, source.unit_rows, flush=True)
         units = [Unit(*rows, mark, self._written.stamp(*rows)) for rows, mark in zip(cut, marks, strict=True)]
-        return StoreRecord.of_units(place_key(source.array), source.name, units)
+        return StoreRecord.of_units(_key(source), source.name, units)
 
 
 def _known(
     ledger: Ledger, source: ZarrSource, executor: Executor, say: Callable[[str], None]
 ) -> tuple[Ledger, StoreRecord]:
-    """The record of a store: by its place, else by its first and last rows, for it may have moved."""
+    """The record of a store: by its place, else by its first and last rows, for it may have moved.
+
+    A store in memory has no place, and is known by its first rows alone: the others may have changed since.
+    """
     key = place_key(source.array)
-    record = ledger.store(key)
+    record = None if key is None else ledger.store(key)
     if record is not None:
         if key == record.key or source.n_rows <= record.n_rows:
             return ledger, record
         return _at(ledger, record, source)  # the longest copy is the one that must not be cut
     for known in ledger.stores:
-        units = known.units()
-        ends = [units[0], units[-1]] if units and units[-1].stop <= source.n_rows else []
-        if ends and _fingerprints(source, executor, ends) == [unit.fingerprint for unit in ends]:
+        if _holds(known, source, executor):
+            if key is None:
+                return ledger, known
             say(f"{source.name} is taken for {known.name}, learned before at another place: its rows are the same")
             return _at(ledger, known, source)
-    return ledger, StoreRecord.empty(key, source.name)
+    return ledger, StoreRecord.empty(_key(source), source.name)
+
+
+def _holds(known: StoreRecord, source: ZarrSource, executor: Executor) -> bool:
+    """Whether the rows of a store begin, and end where it has a place, as what was learned of another."""
+    units = known.units()
+    ends = [units[0], units[-1]] if units else []
+    if place_key(source.array) is None:
+        ends = ends[:1]
+    if not ends or ends[-1].stop > source.n_rows:
+        return False
+    return _fingerprints(source, executor, ends) == [unit.fingerprint for unit in ends]
+
+
+def _key(source: ZarrSource) -> str:
+    """The key of a store's record: of its place, else one that no store has."""
+    return place_key(source.array) or token_hex(32)
 
 
 def _at(ledger: Ledger, known: StoreRecord, source: ZarrSource) -> tuple[Ledger, StoreRecord]:
     """A record that is in the ledger, at the place of ``source``."""
-    here = known.at(place_key(source.array), source.name)
+    here = known.at(_key(source), source.name)
     return replace(ledger, stores=tuple(here if store is known else store for store in ledger.stores)), here
 
 
@@ -151,7 +174,7 @@ def _compared(
             return record, ()
         raise DataError(
             f"{source.name} has {source.n_rows:,} rows, but {record.n_rows:,} of it were learned before. It was cut or "
-            "replaced; restore it, or fit again."
+            f"replaced; restore it, or fit again. {ANOTHER}"
         )
     units = record.units()
     today = [replace(unit, stamp=stamp(unit.start, unit.stop)) for unit in units]
@@ -182,7 +205,7 @@ def _changed(name: str, changed: tuple[Unit, ...]) -> str:
     named = ", ".join(map(str, changed[:MOST_NAMED]))
     return (
         f"{name}: {named}{more} were learned before and have changed since. Running statistics cannot take them back: "
-        'restore the rows, or fit again (solver="incremental" can learn them anew).'
+        f'restore the rows, or fit again (solver="incremental" can learn them anew). {ANOTHER}'
     )
 
 

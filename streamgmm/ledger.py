@@ -114,10 +114,10 @@ class Ledger:
         return next((record for record in self.stores if key in (record.key, *record.others)), None)
 
     def with_store(self, record: StoreRecord) -> Ledger:
-        """With ``record`` in the place of the one with its key, or as a new one."""
+        """With ``record`` in the place of the one with its key, or as a new one where it has any rows."""
         keys = [known.key for known in self.stores]
         if record.key not in keys:
-            return replace(self, stores=(*self.stores, record))
+            return self if not record.n_rows else replace(self, stores=(*self.stores, record))
         return replace(self, stores=tuple(record if known.key == record.key else known for known in self.stores))
 
     def with_batch(self, name: str, n_rows: int) -> Ledger:

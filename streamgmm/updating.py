@@ -30,7 +30,7 @@ from streamgmm.protocols import Executor, Integers, Source
 from streamgmm.provenance import provenance
 from streamgmm.relearning import learn_growth, takes_back
 from streamgmm.solvers.stepwise import Running
-from streamgmm.sources import is_store, open_source, stored
+from streamgmm.sources import as_it_is_now, is_store, open_source, stored
 from streamgmm.streams import draw_seed
 
 #: Seconds between two checkpoints.
@@ -321,7 +321,9 @@ class Updating:
     def _growing(self: Any, X: Any) -> Any:
         """The zarr source of X, with as many features as the model has. ParameterError where X is none."""
         lies_in_store = is_store(X) and not hasattr(X, "__dask_graph__")
-        opened = stored(open_source(X, missing_chunks="wait") if is_closed(X) else X) if lies_in_store else None
+        opened = None
+        if lies_in_store:
+            opened = stored(open_source(as_it_is_now(X), missing_chunks="wait") if is_closed(X) else X)
         if opened is None:
             raise ParameterError(
                 f"Which rows of a {type(X).__name__} were learned before cannot be known. Give the zarr store, or the "

@@ -139,6 +139,41 @@ def test_stores_in_memory_grow_and_are_not_taken_for_each_other(tmp_path):
     assert model.update(of_memory(ROWS), flush=True).n_units == 0  # as in another process, by its rows
 
 
+def test_a_store_in_memory_has_no_place_that_another_could_take(monkeypatch):
+    """Python gives the number of an object that is gone to the next one."""
+    monkeypatch.setattr(MemoryStore, "__str__", lambda store: "memory://1")
+    one, model = of_memory(FITTED), mixture()
+    model.fit(one)
+    assert model.update(of_memory(200, 1000), flush=True).n_rows == 200
+    assert model.update(of_memory(0), flush=True).n_units == 0
+    assert model._online is not None
+    assert len(model._online.ledger.stores) == 2
+
+
+def test_a_handle_sees_what_others_have_appended(path):
+    mine = new_store(path, FITTED)
+    model = mixture().fit(mine)
+    append(zarr.open_array(str(path), mode="r+"), ROWS)
+    assert mine.shape[0] == FITTED
+    assert model.update(mine, flush=True).n_rows == ROWS - FITTED
+    shutil.rmtree(path)
+    with pytest.raises(SourceError, match=r"rows\.zarr cannot be opened again .* to see if it has grown"):
+        model.update(mine)
+
+
+def test_a_store_that_took_the_place_of_another_is_refused_with_a_way_out(learned, path):
+    """As log files are rotated; the old rows stay known where they went."""
+    shutil.copytree(path, path.with_name("old.zarr"))
+    way_out = r"If other rows begin here, give their store another path, or learn it as a batch with batch_id=NAME"
+    for n_rows in (200, 1000):
+        shutil.rmtree(path)
+        zarr.create_array(str(path), data=rows_of(1000, 1000 + n_rows), chunks=(40, 2))
+        with pytest.raises(DataError, match=way_out):
+            learned.update(path)
+    assert learned.update(path.with_name("old.zarr"), flush=True).n_units == 0
+    assert learned.update(path.rename(path.with_name("new.zarr")), flush=True).n_rows == 1000
+
+
 def test_rows_with_nan_are_left_out_and_counted(array, model, path):
     array[[503, 700]] = np.nan
     report = model.update(open_source(path, nan_policy="omit"), flush=True)

@@ -16,11 +16,12 @@ from streamgmm.sources.dtypes import require_unmasked
 from streamgmm.sources.growing import look, place_key, rows_written
 from streamgmm.sources.memory import MemorySource
 from streamgmm.sources.weighted import WeightedSource, checked_weights
-from streamgmm.sources.zarr_array import Reading, ZarrSource, open_zarr, pick_array, require_reachable
+from streamgmm.sources.zarr_array import Reading, ZarrSource, as_it_is_now, open_zarr, pick_array, require_reachable
 
 __all__ = [
     "DaskSource",
     "ZarrSource",
+    "as_it_is_now",
     "is_lazy",
     "is_store",
     "look",

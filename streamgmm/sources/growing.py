@@ -12,7 +12,7 @@ from typing import Any
 
 import zarr
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from streamgmm.errors import DataError, ParameterError, SourceError, shown
 from streamgmm.sources.listing import chunk_key, held_keys
@@ -46,9 +46,14 @@ class Written:
         return sum(size for size, _ in found), max((time for _, time in found), default=0)
 
 
-def place_key(array: zarr.Array[Any]) -> str:
-    """A hash of where an array is. The place itself, which may hold a name or a credential, is not kept anywhere."""
+def place_key(array: zarr.Array[Any]) -> str | None:
+    """A hash of where an array is. The place itself, which may hold a name or a credential, is not kept anywhere.
+
+    None for an array in memory: it has no place that another could not have later.
+    """
     store = array.store
+    if isinstance(store, MemoryStore):
+        return None
     if isinstance(store, LocalStore):
         place = str(Path(store.root, array.path).resolve())
     else:

@@ -233,6 +233,22 @@ def require_reachable(array: zarr.Array[Any], name: str) -> None:
         )
 
 
+def as_it_is_now(x: Any) -> Any:
+    """An open zarr array opened again, for a handle does not see that others have appended; anything else as it is.
+
+    SourceError where it is not there any more.
+    """
+    if not isinstance(x, zarr.Array):
+        return x
+    try:
+        return zarr.open_array(x.store, path=x.path, mode="r")
+    except Exception as error:  # stores raise what their transport raises
+        raise SourceError(
+            f"{_name_of(x)} cannot be opened again ({type(error).__name__}) to see if it has grown. Give its path, "
+            "or a handle of a store that is there."
+        ) from error
+
+
 def _description(array: zarr.Array[Any]) -> tuple[Any, ...]:
     """What must be the same for rows to be the same, whoever opens the array."""
     return array.dtype.newbyteorder("="), array.chunks, array.shards, array.shape[1:], repr(array.fill_value)
