@@ -236,10 +236,7 @@ def test_stretch_names_the_least_and_the_largest_variance(kind):
 # -- where it ends ---------------------------------------------------------------------------------------------------
 
 
-CYCLES = pytest.mark.xfail(reason="near a saddle every extrapolation leads back to it and is taken back, for ever")
-
-
-@pytest.mark.parametrize("kind", [pytest.param("full", marks=CYCLES), "tied", "diag", "spherical"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_anderson_ends_where_em_ends_sooner_and_never_below_its_best(kind):
     rows, labels = recipe(4, 3, 3_000, 1.0, 9)
     sample, start = whole(rows), mixture_of(rows, labels, kind)

@@ -5,8 +5,12 @@ last few x and f as columns of DX and DF, the next parameters are
 
     x' = g(x) - (DX + DF) gamma,    gamma = argmin |f - DF gamma|^2 + lambda |gamma|^2
 
-in coordinates in which every vector is a mixture: log weights, means, log-Cholesky factors. A pass that finds a lower
-likelihood is taken back: the next one is at the EM step from the best parameters, which cannot be worse.
+in coordinates in which every vector is a mixture: log weights, means, log-Cholesky factors. That seeks a fixed point of
+any kind: near a saddle, which EM leaves ever faster, it leads back there. Where x' - x points against f, the EM step is
+prolonged instead, x' = x + |DX| / |DF| f (the step length of Varadhan & Roland 2008, S3, and never below one).
+
+A pass that finds a lower likelihood is taken back: the next one is at the EM step from the best parameters, which
+cannot be worse. Each time that happens in a row, twice as many EM steps are taken before the next attempt.
 """
 
 from __future__ import annotations
@@ -81,8 +85,6 @@ class Secants:
 
     def extrapolated(self) -> Floats | None:
         """x'; None where there is nothing to extrapolate from."""
-        if len(self.points) < 2:
-            return None
         points, steps = np.array(self.points).T, np.array(self.steps).T
         residuals = steps - points
         moved, changed = np.diff(steps, axis=1), np.diff(residuals, axis=1)
@@ -91,7 +93,11 @@ class Secants:
         if not ridge > 0:
             return None
         gamma = np.linalg.solve(gram + ridge * np.eye(len(gram)), changed.T @ residuals[:, -1])
-        return np.asarray(steps[:, -1] - moved @ gamma)
+        found = steps[:, -1] - moved @ gamma
+        if (found - points[:, -1]) @ residuals[:, -1] < 0:
+            length = np.linalg.norm(np.diff(points, axis=1)) / np.linalg.norm(changed)
+            found = points[:, -1] + max(length, 1.0) * residuals[:, -1]
+        return np.asarray(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +106,7 @@ class Accelerated:
 
     best: the parameters with the highest likelihood so far, step: the EM step from them, stats: their statistics.
     bounds: mean log-likelihood of every pass.  gains: of the last two that were not taken back.  quiet: passes in a row
-    that gained next to nothing.
+    that gained next to nothing.  setbacks: extrapolations in a row that were taken back.
     """
 
     coordinates: Coordinates
@@ -113,6 +119,7 @@ class Accelerated:
     starved: tuple[int, ...] = ()
     secants: Secants = field(default_factory=Secants)
     quiet: int = 0
+    setbacks: int = 0
     rejected: bool = False
 
     @classmethod
@@ -158,10 +165,13 @@ class Accelerated:
             starved=report.starved,
             secants=secants,
             quiet=self.quiet + 1 if gain < tol else 0,
+            setbacks=self.setbacks if self.next is self.step else 0,
             rejected=False,
         )
 
     def _extrapolated(self, secants: Secants) -> MixtureParams | None:
+        if len(secants.points) <= min(2**self.setbacks, DEPTH):
+            return None
         vector = secants.extrapolated()
         if vector is None or not np.isfinite(vector).all():
             return None
@@ -172,7 +182,9 @@ class Accelerated:
 
     def taken_back(self, bounds: tuple[float, ...]) -> Accelerated:
         """Next is the EM step from the best parameters, and there is nothing to extrapolate from."""
-        return replace(self, next=self.step, bounds=bounds, secants=Secants(), rejected=True)
+        return replace(
+            self, next=self.step, bounds=bounds, secants=Secants(), setbacks=self.setbacks + 1, rejected=True
+        )
 
     def learned(self, read: ReadOne, tol: float, reg_covar: float) -> Accelerated:
         """After one more pass. NumericalError where it degenerates though nothing was extrapolated."""
