@@ -38,11 +38,20 @@ REGULARISATION = 1e-8
 ROUNDING = 1e-12
 #: Passes in a row that must gain less than ``tol``: an accelerated one may gain little before others gain more.
 QUIET = 2
+#: What Aitken's estimate of the gap of accelerated passes must be multiplied with to have the right size, as measured.
+ACCELERATED = 5.0
 #: A component of less weight has no logarithm to speak of: nothing is extrapolated.
 LEAST_WEIGHT = 1e-200
 
 #: One pass: the statistics of the rows at some parameters.
 ReadOne = Callable[[MixtureParams], SufficientStats]
+
+
+def remaining(before: float, last: float) -> float:
+    """What gains in a geometric series would still bring after these two (Aitken), NaN before there are two."""
+    if before == inf:
+        return nan
+    return max(last, 0.0) / (1.0 - min(last / before, 0.95)) if before > 0.0 else max(last, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +104,19 @@ class Secants:
         gamma = np.linalg.solve(gram + ridge * np.eye(len(gram)), changed.T @ residuals[:, -1])
         found = steps[:, -1] - moved @ gamma
         if (found - points[:, -1]) @ residuals[:, -1] < 0:
-            length = np.linalg.norm(np.diff(points, axis=1)) / np.linalg.norm(changed)
+            length = float(np.linalg.norm(np.diff(points, axis=1)) / np.linalg.norm(changed))
             found = points[:, -1] + max(length, 1.0) * residuals[:, -1]
         return np.asarray(found)
+
+    def mixture(self, coordinates: Coordinates) -> MixtureParams | None:
+        """x'; None where there is nothing to extrapolate from, or no mixture."""
+        vector = self.extrapolated()
+        if vector is None or not np.isfinite(vector).all():
+            return None
+        try:
+            return coordinates.mixture(vector)
+        except NumericalError:
+            return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +154,9 @@ class Accelerated:
     def predicted_gap(self) -> float:
         """What gains in a geometric series would still bring (Aitken), NaN before there are two.
 
-        That is too low where passes are accelerated; five times as much has the right size, as measured.
+        That is too low where passes are accelerated, by ACCELERATED.
         """
-        before, last = self.gains
-        if before == inf:
-            return nan
-        return 5.0 * max(last, 0.0) / (1.0 - min(last / before, 0.95)) if before > 0.0 else max(last, 0.0)
+        return ACCELERATED * remaining(*self.gains)
 
     def after(self, stats: SufficientStats, tol: float, reg_covar: float) -> Accelerated:
         """After a pass at ``next``. NumericalError where the EM step from there degenerates."""
@@ -170,15 +186,7 @@ class Accelerated:
         )
 
     def _extrapolated(self, secants: Secants) -> MixtureParams | None:
-        if len(secants.points) <= min(2**self.setbacks, DEPTH):
-            return None
-        vector = secants.extrapolated()
-        if vector is None or not np.isfinite(vector).all():
-            return None
-        try:
-            return self.coordinates.mixture(vector)
-        except NumericalError:
-            return None
+        return secants.mixture(self.coordinates) if len(secants.points) > min(2**self.setbacks, DEPTH) else None
 
     def taken_back(self, bounds: tuple[float, ...]) -> Accelerated:
         """Next is the EM step from the best parameters, and there is nothing to extrapolate from."""
