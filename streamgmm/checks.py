@@ -78,7 +78,7 @@ RULES: dict[str, Rule] = {
     "reg_covar": Rule("a number of at least zero", _is_amount),
     "max_iter": _whole(0),
     "n_init": _whole(1),
-    "init_params": _one_of("auto", "kmeans", "k-means++", "random", "random_from_data"),
+    "init_params": _one_of("auto", "split", "k-means++", "kmeans", "vq", "random_from_data", "samples", "random"),
     "solver": _one_of("auto", "em", "incremental"),
     "step_exponent": Rule("a number above 0.5 and at most 1", lambda v: _is_amount(v) and 0.5 < float(v) <= 1.0),
     "forgetting": Rule(

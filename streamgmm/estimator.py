@@ -62,10 +62,13 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         Most passes over the data, the pilot read not counted.
     n_init : int
         Starts. They advance together in the same passes; the one with the highest lower bound is kept.
-    init_params : {"auto", "kmeans", "k-means++", "random_from_data", "random"}
-        How starts are found on a sample of rows. "kmeans": greedy k-means++, Lloyd's iterations, then the moments of
-        the clusters; "auto" is the same for now. "k-means++", "random_from_data": the moments of the rows nearest to
-        each of k seeds, drawn far apart or at random. "random": the moments under random responsibilities.
+    init_params : {"auto", "split", "k-means++", "kmeans", "vq", "random_from_data", "samples", "random"}
+        How starts are found on a sample of rows. "split": from one component, the one is split in two that gains the
+        most, until there are k. "k-means++": greedy k-means++, Lloyd's iterations, then the moments of the clusters;
+        "kmeans": the best of several of these. "auto": the first start by "split", others by "k-means++". "vq": a
+        codebook grown by splitting, on which far rows pull less, then the moments of its cells. "random_from_data":
+        the moments of the rows nearest to each of k random ones. "samples": mean and variances of a few random rows
+        each. "random": the moments under random responsibilities.
     weights_init, means_init, precisions_init : array-like or None
         Given starting values (k,), (k, d) and in the shape of ``precisions_``; with all three no start is searched.
     random_state : int, numpy RandomState or Generator, or None

@@ -20,7 +20,7 @@ from streamgmm.checks import (
 )
 from streamgmm.covariance import STRUCTURES, AbstractCovariance
 from streamgmm.errors import DataError, ParameterError, RegularisationWarning, warn
-from streamgmm.executors import FAN_IN, executor_for
+from streamgmm.executors import FAN_IN, SerialExecutor, executor_for
 from streamgmm.growth import Witness
 from streamgmm.history import PassRecord
 from streamgmm.kernel import e_step, e_step_each, prepare, workspace_bytes
@@ -32,6 +32,7 @@ from streamgmm.plan import Plan, make_plan
 from streamgmm.protocols import Executor, Integers, Readable, Source
 from streamgmm.provenance import provenance
 from streamgmm.remembered import Remembered, fits
+from streamgmm.sample import Sample
 from streamgmm.solvers.em import FitResult, em
 from streamgmm.solvers.incremental import group_size, incremental
 from streamgmm.solvers.stepwise import Running
@@ -166,8 +167,11 @@ def fit(
         )
         _tell_skipped(pilot, source, settings, log)
         _warn_regularisation(pilot, settings.reg_covar)
-        starts = starting_parameters(pilot, source.n_features, settings, seed, log, last)
         frame = pilot.frame(isotropic=settings.structure.isotropic)
+        sample = Sample.of(
+            pilot.sample, pilot.sample_weights, frame, SerialExecutor(), seed, pilot.n_rows, complete=False
+        )
+        starts = starting_parameters(sample, source.n_features, settings, seed, log, last)
         result = SOLVERS[settings.solver].solve(Rows(source, executor, frame), settings, starts, seed, log)
     origin = {"seed": f"{seed:032x}", "block_rows": plan.block_rows, **provenance()}
     learned = Learned(
@@ -330,27 +334,27 @@ SOLVERS = {
 
 
 def starting_parameters(
-    pilot: Pilot | None, d: int, settings: Settings, seed: int, log: Log, last: MixtureParams | None = None
+    sample: Sample | None, d: int, settings: Settings, seed: int, log: Log, last: MixtureParams | None = None
 ) -> list[MixtureParams]:
     """The starting parameters of each restart: those of the last fit, given ones, or found on the sample.
 
-    pilot: None where no start has to be sought.
+    sample: None where no start has to be sought.
     """
     structure, k = settings.structure, settings.n_components
     if last is not None:
         return [same_shape(last, settings, d)]
     given = _Given.of(settings, structure, k, d)
-    if pilot is None or not settings.seeks_start:
+    if sample is None or not settings.seeks_start:
         return [given.over(None)]
-    if len(pilot.sample) < k:
+    if len(sample) < k:
         raise DataError(
-            f"Only {len(pilot.sample)} of the rows that were drawn for the start have a weight above zero and no NaN, "
+            f"Only {len(sample)} of the rows that were drawn for the start have a weight above zero and no NaN, "
             f"but n_components={k}. Leave the rows that do not count out of the store, or give weights_init, "
             "means_init and precisions_init."
         )
-    log.say(f"seeking {settings.n_init} start(s) on a sample of {len(pilot.sample):,} rows", printed=False)
+    log.say(f"seeking {settings.n_init} start(s) on a sample of {len(sample):,} rows", printed=False)
     return [
-        given.over(find_start(settings.init_params, pilot, structure, k, seed, index))
+        given.over(find_start(settings.init_params, sample, structure, k, seed, index, settings.reg_covar))
         for index in range(settings.n_init)
     ]
 

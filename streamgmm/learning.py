@@ -28,6 +28,7 @@ from streamgmm.online import Online
 from streamgmm.params import MixtureParams
 from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.protocols import Block, Executor, Readable, Source
+from streamgmm.sample import Sample
 from streamgmm.solvers.em import em
 from streamgmm.solvers.stepwise import LEAST_WEIGHT, Running, Schedule
 from streamgmm.sources import ZarrSource, open_source, with_weights
@@ -251,7 +252,8 @@ def _start(rows: Source, settings: Settings, seed: int, log: Log) -> MixturePara
         scorers = tuple(prepare(model, frame) for model in models)
         return executor.map_reduce(e_step, scorers, rows.blocks()).values
 
-    starts = starting_parameters(pilot, rows.n_features, settings, seed, log)
+    sample = Sample.of(pilot.sample, pilot.sample_weights, frame, executor, seed, pilot.n_rows, complete=True)
+    starts = starting_parameters(sample, rows.n_features, settings, seed, log)
     return em(
         read, starts, tol=START_TOL, max_iter=START_PASSES, reg_covar=settings.reg_covar, report=lambda record: None
     ).params

@@ -11,6 +11,8 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+import numpy as np
+
 from streamgmm.kernel import e_step, e_step_each, prepare
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Executor, Floats, Piece
@@ -77,6 +79,11 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def row_weights(self) -> Floats:
+        """(m,) the weights of its rows, ones where all count alike."""
+        return np.ones(len(self.rows)) if self.weights is None else self.weights
 
     @property
     def size(self) -> float:

@@ -1,175 +1,109 @@
-"""Starting parameters from the sample: the moments of clusters, of the rows nearest to seeds, or at random."""
+"""Starting parameters from the sample: by splits, from clusters, or at random; and the best of several."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from streamgmm.covariance import AbstractCovariance
-from streamgmm.errors import DataError
+from streamgmm.errors import NumericalError
 from streamgmm.params import MixtureParams
-from streamgmm.pilot import Pilot
-from streamgmm.protocols import Floats, Integers
+from streamgmm.partition import (
+    Cluster,
+    draw,
+    kmeans,
+    kmeans_once,
+    log_det_within,
+    metrics,
+    nearest_to_random_rows,
+    one_hot,
+    quantised,
+    random_rows,
+    require_distinct,
+)
+from streamgmm.protocols import Floats
+from streamgmm.sample import Sample
+from streamgmm.solvers.anderson import anderson
+from streamgmm.solvers.em import FitResult
+from streamgmm.split import grown, in_units
 from streamgmm.streams import Purpose, stream
 
-LLOYD_ITERATIONS = 100
-#: Lloyd stops where an iteration lowers the inertia by less than this part; EM goes on from there anyway.
-LLOYD_TOL = 1e-4
+#: Rows for each free parameter that starts are sought on, and at least; the best of them goes on with all.
+START_ROWS, FEWEST_START_ROWS = 30, 10_000
+#: EM on the sample ends where it gains less than this, nats a row: it costs no read.
+CONVERGED, MOST_STEPS = 1e-9, 800
+#: Rows of each component of a start from few rows.
+ROWS_EACH = 5
 
 
 def find_start(
-    name: str, pilot: Pilot, structure: type[AbstractCovariance], k: int, seed: int, index: int
+    name: str, sample: Sample, structure: type[AbstractCovariance], k: int, seed: int, index: int, reg_covar: float
 ) -> MixtureParams:
-    """A start of the kind ``name`` (``init_params``), in canonical order. index: which restart this is.
+    """A start of the kind ``name`` (``init_params``), in the data's units and in canonical order.
 
-    Raises DataError where the sample has fewer than k distinct rows.
+    index: which restart this is. Raises DataError where the sample has fewer than k distinct rows.
     """
-    frame = pilot.frame(isotropic=structure.isotropic)
-    z = (pilot.sample - frame.shift) * frame.scale
-    rng = stream(seed, Purpose.STARTS, index)
-    if name == "random":
-        resp = rng.random((k, len(z)))
-        resp /= resp.sum(axis=0)
-    else:
-        # the sample's own covariance: that of all rows may be made by one far row that is not in it
-        covariance = np.atleast_2d(np.cov(z.T, aweights=pilot.sample_weights, bias=True))
-        metrics = _metrics(covariance, isotropic=structure.isotropic)
-        cluster = PARTITIONS[name]
-        partitions = [cluster(z @ metric, pilot.sample_weights, k, rng) for metric in metrics]
-        labels = min(partitions, key=lambda labels: _log_det_within(z, pilot.sample_weights, labels, k))
-        resp = _one_hot(labels, k)
-    weights, means, covariances = _moments(z, resp * pilot.sample_weights)
-    mixture = structure.from_dense(covariances, weights).scaled(1.0 / frame.scale)
-    return MixtureParams(weights, frame.shift + means / frame.scale, mixture).canonical()
-
-
-def _metrics(covariance: Floats, *, isotropic: bool) -> tuple[Floats, ...]:
-    """Linear maps of z to the coordinates in which clusters are sought.
-
-    Whitened: unit variance in every direction, so that elongated data are no obstacle (directions without variance
-    fall away). Along the axes: unit variance of each feature, where clusters in many features stay farther apart than
-    in whitened coordinates, which shrink just the directions in which they differ. Isotropic: the data's own metric.
-    """
-    if isotropic:
-        return (np.eye(len(covariance)),)
-    variances, directions = np.linalg.eigh(covariance)
-    keep = variances > 1e-12 * variances.max(initial=0.0)
-    deviations = np.sqrt(np.diagonal(covariance))
-    along_axes = np.diag(1.0 / np.where(deviations > 0, deviations, 1.0))
-    return directions[:, keep] / np.sqrt(variances[keep]), along_axes
-
-
-def _log_det_within(z: Floats, weights: Floats, labels: Integers, k: int) -> float:
-    """log |pooled within-cluster scatter|, the same ranking in all linear coordinates (Friedman & Rubin 1967)."""
-    mass, sums = _sums(z, weights, labels, k)
-    centred = z - (sums / mass[:, None])[labels]
-    variances = np.linalg.eigvalsh((centred.T * weights) @ centred / weights.sum())
-    return float(np.log(np.maximum(variances, 1e-12)).sum())
-
-
-def kmeans(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> Integers:
-    """Labels (m,) of the best of several greedy k-means++ starts (Arthur & Vassilvitskii 2007), each followed by Lloyd.
-
-    y: (m, d) rows. weights: (m,). Raises DataError where there are fewer than k distinct rows of positive weight.
-    """
-    runs = [_lloyd(y, weights, y[_greedy_seeds(y, weights, k, rng)]) for _ in range(kmeans_runs(k))]
-    return min(runs, key=lambda run: run[1])[0]
-
-
-def nearest_to_seeds(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> Integers:
-    """Labels (m,) of the nearest of k rows that greedy k-means++ chose. DataError as in ``kmeans``."""
-    return _nearest(y, _greedy_seeds(y, weights, k, rng))
-
-
-def nearest_to_random_rows(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> Integers:
-    """Labels (m,) of the nearest of k distinct rows, drawn in proportion to weight. DataError as in ``kmeans``."""
-    chosen: list[int] = []
-    nearest = np.full(len(y), np.inf)
-    for found in range(k):
-        masses = np.where(nearest > 0, weights, 0.0)
-        if not masses.sum() > 0:
-            raise _too_few_distinct(found, y, k)
-        chosen.append(int(_draw(masses, 1, rng)[0]))
-        nearest = np.minimum(nearest, ((y - y[chosen[-1]]) ** 2).sum(axis=1))
-    return _nearest(y, chosen)
-
-
-def _nearest(y: Floats, seeds: list[int]) -> Integers:
-    """The nearest of the rows ``seeds`` to each row, and each of them to itself."""
-    labels = np.asarray(_squared_distances(y, y[seeds]).argmin(axis=1))
-    labels[seeds] = np.arange(len(seeds))  # rounding may place two close ones both at one
-    return labels
-
-
-def kmeans_runs(k: int) -> int:
-    """Runs in each metric. Few clusters are cheap to seek and easily sought wrongly: one run then finds two in one."""
-    return 1 if k == 1 else min(8, max(2, 24 // k))
-
-
-def _greedy_seeds(y: Floats, weights: Floats, k: int, rng: np.random.Generator) -> list[int]:
-    """Numbers of k rows, each the best of 2 + log k candidates drawn in proportion to squared distance."""
-    n_trials = 2 + int(np.log(k))
-    chosen = [int(_draw(weights, 1, rng)[0])]
-    nearest = _squared_distances(y, y[chosen])[:, 0]
-    for found in range(1, k):
-        potential = weights * nearest
-        if not potential.sum() > 0:
-            raise _too_few_distinct(found, y, k)
-        trials = _draw(potential, n_trials, rng)
-        remaining = np.minimum(nearest[:, None], _squared_distances(y, y[trials]))
-        best = int(np.argmin(weights @ remaining))
-        nearest = remaining[:, best]
-        chosen.append(int(trials[best]))
-        nearest[chosen] = 0.0  # distances by expansion leave a rounding error where they should be zero
-    return chosen
-
-
-def _too_few_distinct(found: int, y: Floats, k: int) -> DataError:
-    return DataError(
-        f"Only {found} distinct rows were found among the {len(y)} sampled, but n_components={k}. A mixture cannot "
-        "have more components than distinct rows: lower n_components."
+    d = sample.rows.shape[1]
+    sample = sample.part(start_rows(structure.n_parameters(k, d) + k * d + k - 1))
+    if name == "auto":
+        name = "split" if index == 0 else "k-means++"
+    z = (sample.rows - sample.frame.shift) * sample.frame.scale
+    if name == "split":
+        require_distinct(z, sample.row_weights, k)
+        try:
+            return grown(sample, structure, k, reg_covar).canonical()
+        except NumericalError:  # clusters have moments even where nothing can be split
+            name = "k-means++"
+    weights, means, covariances = MOMENTS[name](
+        z, sample.row_weights, k, stream(seed, Purpose.STARTS, index), structure
     )
+    return in_units(weights, means, covariances, structure, sample.frame).canonical()
 
 
-def _draw(masses: Floats, size: int, rng: np.random.Generator) -> Integers:
-    cumulated = np.cumsum(masses)
-    return np.minimum(np.searchsorted(cumulated, rng.random(size) * cumulated[-1], side="right"), len(masses) - 1)
+def start_rows(n_parameters: int) -> int:
+    """Rows of the sample that starts are sought on."""
+    return max(START_ROWS * n_parameters, FEWEST_START_ROWS)
 
 
-def _lloyd(y: Floats, weights: Floats, centres: Floats) -> tuple[Integers, float]:
-    """Labels and inertia after Lloyd's iterations; a cluster that loses its rows takes the farthest row."""
-    inertia = np.inf
-    for _ in range(LLOYD_ITERATIONS):
-        distances = _squared_distances(y, centres)
-        labels = distances.argmin(axis=1)
-        nearest = distances[np.arange(len(y)), labels]
-        for empty in np.setdiff1d(np.arange(len(centres)), labels[weights > 0]):
-            farthest = int(np.argmax(weights * nearest))
-            labels[farthest], nearest[farthest] = empty, 0.0
-        before, inertia = inertia, float(weights @ nearest)
-        if inertia >= (1.0 - LLOYD_TOL) * before:
-            break
-        mass, sums = _sums(y, weights, labels, len(centres))
-        centres = sums / mass[:, None]
-    return labels, inertia
+# -- the moments of a start ------------------------------------------------------------------------------------------
+
+#: Weights (k,), means (k, d) and covariances (k, d, d), in z.
+Moments = tuple[Floats, Floats, Floats]
 
 
-def _squared_distances(y: Floats, centres: Floats) -> Floats:
-    """(m, c) squared distances by expansion, never below zero."""
-    lengths = np.einsum("id,id->i", y, y)[:, None] + np.einsum("id,id->i", centres, centres)
-    return np.maximum(lengths - 2.0 * (y @ centres.T), 0.0)
+def _of_clusters(
+    cluster: Cluster, z: Floats, weights: Floats, k: int, rng: np.random.Generator, structure: type[AbstractCovariance]
+) -> Moments:
+    """The moments of clusters that are sought in one metric or two, of which the tighter partition is kept."""
+    # the sample's own covariance: that of all rows may be made by one far row that is not in it
+    covariance = np.atleast_2d(np.cov(z.T, aweights=weights, bias=True))
+    maps = metrics(covariance, isotropic=structure.isotropic)
+    partitions = [cluster(z @ metric, weights, k, rng) for metric in maps]
+    labels = min(partitions, key=lambda labels: log_det_within(z, weights, labels, k))
+    return _moments(z, one_hot(labels, k) * weights)
 
 
-def _sums(y: Floats, weights: Floats, labels: Integers, k: int) -> tuple[Floats, Floats]:
-    """Weight (k,) and weighted sum (k, d) of each cluster."""
-    resp = _one_hot(labels, k) * weights
-    return resp.sum(axis=1), resp @ y
+def _at_random(z: Floats, weights: Floats, k: int, rng: np.random.Generator, structure: Any) -> Moments:
+    """The moments under random responsibilities."""
+    resp = rng.random((k, len(z)))
+    return _moments(z, resp / resp.sum(axis=0) * weights)
 
 
-def _one_hot(labels: Integers, k: int) -> Floats:
-    """(k, m) ones where a row has that label."""
-    resp = np.zeros((k, len(labels)))
-    resp[labels, np.arange(len(labels))] = 1.0
-    return resp
+def _of_few_rows(z: Floats, weights: Floats, k: int, rng: np.random.Generator, structure: Any) -> Moments:
+    """Equal weights, and the means and variances of a few random rows each, as Spark does.
+
+    A feature in which they are alike takes the variance of all rows.
+    """
+    firsts = np.array(random_rows(z, weights, k, rng))[:, None]
+    rows = z[np.concatenate([firsts, draw(weights, k * (ROWS_EACH - 1), rng).reshape(k, -1)], axis=1)]
+    whole = np.average((z - np.average(z, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
+    variances = rows.var(axis=1)
+    variances = np.where(variances > 1e-12 * whole, variances, np.where(whole > 0, whole, 1.0))
+    return np.full(k, 1.0 / k), rows.mean(axis=1), variances[:, :, None] * np.eye(z.shape[1])
 
 
 def _moments(z: Floats, resp: Floats) -> tuple[Floats, Floats, Floats]:
@@ -193,10 +127,68 @@ def _moments(z: Floats, resp: Floats) -> tuple[Floats, Floats, Floats]:
     return mass / mass.sum(), means, covariances
 
 
-#: Ways to cut the sample into k clusters, by the name that ``init_params`` gives them.
-PARTITIONS = {
-    "auto": kmeans,
-    "kmeans": kmeans,
-    "k-means++": nearest_to_seeds,
-    "random_from_data": nearest_to_random_rows,
+#: Ways to the moments of a start, by the name that ``init_params`` gives them.
+MOMENTS: dict[str, Callable[[Floats, Floats, int, np.random.Generator, type[AbstractCovariance]], Moments]] = {
+    "kmeans": partial(_of_clusters, kmeans),
+    "k-means++": partial(_of_clusters, kmeans_once),
+    "vq": partial(_of_clusters, quantised),
+    "random_from_data": partial(_of_clusters, nearest_to_random_rows),
+    "random": _at_random,
+    "samples": _of_few_rows,
 }
+
+
+# -- the best of some ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best of several starts, after EM on the sample. index: which one.  n_steps: EM steps, of all of them.
+
+    result: of the last run of EM, whose params are the mixture and whose bounds are those of the sample's rows.
+    """
+
+    result: FitResult
+    index: int
+    n_steps: int
+
+    @property
+    def params(self) -> MixtureParams:
+        return self.result.params
+
+    @property
+    def log_likelihood(self) -> float:
+        """Nats a row of the sample."""
+        return max(self.result.lower_bounds)
+
+
+def best_start(sample: Sample, starts: Sequence[MixtureParams], reg_covar: float) -> Found:
+    """Every start followed to its optimum on a part of the sample, and the best one on to that of the whole.
+
+    All are followed to the end: a ranking after a few steps loses part of what many starts gain. One that degenerates
+    is given up; NumericalError where none is left.
+    """
+    part = sample.part(start_rows(starts[0].n_parameters))
+    runs, failures = _followed(part, dict(enumerate(starts)), reg_covar)
+    n_steps = sum(run.n_passes for run in runs.values())
+    for index in sorted(runs, key=lambda index: -max(runs[index].lower_bounds)):
+        if part is sample:
+            return Found(runs[index], index, n_steps)
+        whole, failed = _followed(sample, {index: runs[index].params}, reg_covar)
+        if whole:
+            return Found(whole[index], index, n_steps + whole[index].n_passes)
+        failures += failed
+    raise failures[0]
+
+
+def _followed(
+    sample: Sample, starts: Mapping[int, MixtureParams], reg_covar: float
+) -> tuple[dict[int, FitResult], list[NumericalError]]:
+    """Where EM ends from each of the starts, by their numbers, and what came of those that degenerated."""
+    runs, failures = {}, []
+    for index, start in starts.items():
+        try:
+            runs[index] = anderson(sample.read, start, tol=CONVERGED, max_iter=MOST_STEPS, reg_covar=reg_covar)
+        except NumericalError as error:
+            failures.append(error)
+    return runs, failures

@@ -94,22 +94,33 @@ def random_mixture(k: int, d: int, separation: float, seed: int) -> Mixture:
     return Mixture(weights, means, 0.5 * (covariances + covariances.swapaxes(1, 2)))
 
 
-def recipe(k: int, d: int, n: int, separation: float, seed: int) -> tuple[Floats, Integers]:
+def recipe(
+    k: int,
+    d: int,
+    n: int,
+    separation: float,
+    seed: int,
+    *,
+    eccentricity: float = ECCENTRICITY,
+    concentration: float = CONCENTRATION,
+) -> tuple[Floats, Integers]:
     """n standardised rows (n, d) of a mixture of k overlapping components, in random order, and their components (n,).
 
     The recipe that published figures of this package are made by; every draw is in a fixed order, so seeds name rows.
-    separation: the smallest distance of two means over the root of the largest trace of a covariance.
+    separation: the smallest distance of two means over the root of the largest trace of a covariance.  eccentricity:
+    how many times the variance along one axis of a component may be that along another.  concentration: of the
+    symmetric Dirichlet distribution of the weights.
     """
     rng = np.random.default_rng(seed)
     covariances = np.empty((k, d, d))
     for j in range(k):
         axes = np.linalg.qr(rng.standard_normal((d, d))).Q
-        logs = rng.uniform(0.0, np.log(ECCENTRICITY), d)
+        logs = rng.uniform(0.0, np.log(eccentricity), d)
         covariances[j] = (axes * np.exp(logs - logs.mean())) @ axes.T
     means = rng.standard_normal((k, d))
     if k > 1:
         means *= separation * np.sqrt(max(np.trace(c) for c in covariances)) / _smallest_distance(means)
-    labels = rng.choice(k, n, p=rng.dirichlet(np.full(k, CONCENTRATION)))
+    labels = rng.choice(k, n, p=rng.dirichlet(np.full(k, concentration)))
     rows = np.empty((n, d))
     for j, factor in enumerate(np.linalg.cholesky(covariances)):
         mine = labels == j

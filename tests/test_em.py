@@ -25,6 +25,7 @@ from streamgmm.kernel import e_step, prepare
 from streamgmm.params import MixtureParams
 from streamgmm.pilot import take_pilot
 from streamgmm.protocols import Piece
+from streamgmm.sample import Sample
 from streamgmm.solvers.em import em
 from streamgmm.start import find_start
 from streamgmm.stats import SufficientStats
@@ -149,8 +150,11 @@ def test_no_passes_publish_the_start() -> None:
 def starts_of(rows: np.ndarray, kind: str, n: int, random_state: int) -> list[MixtureParams]:
     """The first n starts that a fit with this random_state searches."""
     source = open_source(rows)
-    pilot = take_pilot(source, SerialExecutor(), np.arange(len(rows)))
-    return [find_start("auto", pilot, STRUCTURES[kind], 3, draw_seed(random_state), index) for index in range(n)]
+    pilot, seed = take_pilot(source, SerialExecutor(), np.arange(len(rows))), draw_seed(random_state)
+    frame = pilot.frame(isotropic=STRUCTURES[kind].isotropic)
+    weights, n_rows = pilot.sample_weights, pilot.n_rows
+    sample = Sample.of(pilot.sample, weights, frame, SerialExecutor(), seed, n_rows, complete=True)
+    return [find_start("auto", sample, STRUCTURES[kind], 3, seed, index, 1e-6) for index in range(n)]
 
 
 def as_given(start: MixtureParams) -> dict[str, Any]:
