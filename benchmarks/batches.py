@@ -37,7 +37,7 @@ def converged(rows: np.ndarray, labels: np.ndarray) -> GaussianMixture:
     means = np.stack([rows[labels == k].mean(axis=0) for k in range(K)])
     precisions = np.stack([np.linalg.inv(np.cov(rows[labels == k].T)) for k in range(K)])
     start = {"weights_init": np.bincount(labels) / len(labels), "means_init": means, "precisions_init": precisions}
-    return GaussianMixture(K, tol=1e-9, max_iter=2000, **start).fit(rows)
+    return GaussianMixture(K, solver="em", tol=1e-9, max_iter=2000, **start).fit(rows)
 
 
 def gap(model: GaussianMixture, rows: np.ndarray) -> float:

@@ -78,7 +78,7 @@ def fit_in_small_workers(rows: Any, limit: str) -> dict[str, Any]:
     with LocalCluster(**small) as cluster, Client(cluster) as c:
         before = {worker["nanny"]: worker["pid"] for worker in workers_of(c)}
         start = time.perf_counter()
-        model = GaussianMixture(16, max_iter=3, tol=0.0, random_state=0)
+        model = GaussianMixture(16, solver="em", max_iter=3, tol=0.0, random_state=0)
         planned = model.plan(rows).worker_peak_bytes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # three passes do not converge, and need not

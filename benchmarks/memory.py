@@ -58,7 +58,7 @@ def fit_and_measure(path: str, threads: int) -> dict[str, float]:
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logger.addHandler(handler)
-    model = GaussianMixture(K, max_iter=PASSES, tol=0.0, random_state=0)
+    model = GaussianMixture(K, solver="em", max_iter=PASSES, tol=0.0, random_state=0)
     with warnings.catch_warnings(), dask.config.set(scheduler="threads", num_workers=threads):
         warnings.simplefilter("ignore")  # three passes do not converge, and need not
         model.fit(path)

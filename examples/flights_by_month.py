@@ -90,7 +90,7 @@ def main(directory):
     again, _ = update(store_path, model_path)
     print(f"again: {again}")
 
-    model, whole = load(model_path), GaussianMixture(N_COMPONENTS, random_state=0).fit(store_path)
+    model, whole = load(model_path), GaussianMixture(N_COMPONENTS, n_init=4, random_state=0).fit(store_path)
     ours, best = model.score(store_path), whole.score(store_path)
     print(f"log-likelihood of all {store.shape[0]:,} flights, nats a row: ", end="")
     print(f"{ours:.3f} month by month, {best:.3f} of a fit in {whole.n_passes_} reads")

@@ -87,6 +87,7 @@ RULES: dict[str, Rule] = {
         lambda v: _forgotten(v) is not None,
     ),
     "prior_rows": Rule("None or a number of at least one", lambda v: v is None or (_is_amount(v) and float(v) >= 1)),
+    "sample_rows": Rule("None or a whole number of at least 2", lambda v: v is None or _whole(2).holds(v)),
     "average": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "warm_start": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "verbose": Rule(

@@ -59,6 +59,10 @@ class DegenerateComponentWarning(UserWarning):
     """A component has lost its rows; it keeps its mean and covariance while its weight falls."""
 
 
+class SampleWarning(UserWarning):
+    """The sample of a fit was a poor guide to all rows."""
+
+
 class RegularisationWarning(UserWarning):
     """reg_covar is not small against the variance of a feature, so it shapes the result."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isnan
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +23,13 @@ from streamgmm.errors import (
     FileFormatError,
     MemoryPlanError,
     ParameterError,
+    SampleWarning,
     shown,
     warn,
 )
 from streamgmm.executors import executor_for, memory_scheduler, single_blas_thread
-from streamgmm.fitting import DEFAULT_TOL, Fit, Log, Settings, fit, fit_plan, pass_plan, sample_size
+from streamgmm.fitting import Fit, fit, fit_plan, pass_plan, sample_size
+from streamgmm.history import Log, PassRecord
 from streamgmm.kernel import prepare
 from streamgmm.learned import Learned, Model
 from streamgmm.learning import of_mixture
@@ -37,6 +40,7 @@ from streamgmm.params import MixtureParams
 from streamgmm.plan import Plan, machine_bytes
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
 from streamgmm.protocols import Source
+from streamgmm.settings import Settings
 from streamgmm.sources import is_lazy, is_store, open_source, require_unmasked, stored, with_weights
 from streamgmm.streams import Purpose, draw_seed, stream
 from streamgmm.summary import Summary
@@ -55,20 +59,25 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
     covariance_type : {"full", "tied", "diag", "spherical"}
         A matrix of its own for each component, one matrix for all, variances along the axes, one variance each.
     tol : float or None
-        EM stops when the mean log-likelihood (nats a row) changes by less. None: 1e-3.
+        How near the optimum the fit ends, nats a row. solver="auto" stops where twice the predicted gap to the optimum
+        is at most this; None: 0.1 P / 2n, a tenth of the statistical error of the exact estimate (P free parameters, n
+        rows); 0: after ``max_iter`` passes. Other solvers stop where the mean log-likelihood changes by less; None:
+        1e-3.
     reg_covar : float
         Added to every variance, in the data's units squared.
     max_iter : int
-        Most passes over the data, the pilot read not counted.
+        Most passes over the data, the pilot read not counted. Steps on the sample are no passes.
     n_init : int
-        Starts. They advance together in the same passes; the one with the highest lower bound is kept.
+        Starts. solver="auto" follows each to its optimum on the sample, at no read, and the best one further; with
+        "em" they advance together in the same passes, and the one with the highest lower bound is kept.
     init_params : {"auto", "split", "k-means++", "kmeans", "vq", "random_from_data", "samples", "random"}
         How starts are found on a sample of rows. "split": from one component, the one is split in two that gains the
         most, until there are k. "k-means++": greedy k-means++, Lloyd's iterations, then the moments of the clusters;
-        "kmeans": the best of several of these. "auto": the first start by "split", others by "k-means++". "vq": a
-        codebook grown by splitting, on which far rows pull less, then the moments of its cells. "random_from_data":
-        the moments of the rows nearest to each of k random ones. "samples": mean and variances of a few random rows
-        each. "random": the moments under random responsibilities.
+        "kmeans": the best of several of these. "auto": the first start by "split", or "kmeans" where one matrix is for
+        all or there are less than 10 rows for each free parameter, and others by "k-means++". "vq": a codebook grown by
+        splitting, on which far rows pull less, then the moments of its cells. "random_from_data": the moments of the
+        rows nearest to each of k random ones. "samples": mean and variances of a few random rows each. "random": the
+        moments under random responsibilities.
     weights_init, means_init, precisions_init : array-like or None
         Given starting values (k,), (k, d) and in the shape of ``precisions_``; with all three no start is searched.
     random_state : int, numpy RandomState or Generator, or None
@@ -82,11 +91,14 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
     verbose_interval : int
         Passes between two printed lines.
     solver : {"auto", "em", "incremental"}
-        "em" is textbook EM with scikit-learn's stopping rule; "auto" is the same for now. "incremental" (Neal & Hinton
-        1998) keeps the statistics of every block of the rows, in memory up to 64 MiB and else in a temporary file, and
-        makes up to 40 M-steps a pass, whatever the order of the rows. Starts run one after the other. Its lower bounds
-        are those of the parameters after each pass: the free energy, which is at most their mean log-likelihood and
-        never falls, but for what ``reg_covar`` adds.
+        "auto" needs few reads. After each read it makes EM steps on a sample of the rows in memory, corrected by what
+        all rows told, as far as a lower confidence bound of the likelihood rises. A read that finds a lower likelihood
+        is taken back. Where the sample holds all rows they are read once; where it has fewer than 30 rows for each free
+        parameter, accelerated EM reads all rows again and again. "em" is textbook EM with scikit-learn's stopping rule.
+        "incremental" (Neal & Hinton 1998) keeps the statistics of every block of the rows, in memory up to 64 MiB and
+        else in a temporary file, and makes up to 40 M-steps a pass, whatever the order of the rows. Starts run one
+        after the other. Its lower bounds are those of the parameters after each pass: the free energy, which is at most
+        their mean log-likelihood and never falls, but for what ``reg_covar`` adds.
     step_exponent : float
         In (0.5, 1]. Batches that are learned one by one remember memory^exponent rows once there are many: with 1 all
         rows count alike for ever; less forgets what was learned from with poorer parameters.
@@ -97,6 +109,9 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         Publish an average of the running statistics, the later the heavier. For rows that stay alike.
     prior_rows : float or None
         Rows that a given mixture counts for when batches are learned after it. None: 30 for every free parameter.
+    sample_rows : int or None
+        Rows of the sample. None: 300 for every free parameter where they take at most 64 MiB, else 100; at least
+        20,000, and at most 512 MiB. For "em" and "incremental", which only seek their starts on it: 100 k (d + 1).
 
     Attributes
     ----------
@@ -106,7 +121,11 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
     n_iter_ : int
         Passes that the published start took.
     lower_bound_, lower_bounds_ : float, list of float
-        Mean log-likelihood a row (nats) of the parameters that entered the last pass, and each pass.
+        Mean log-likelihood a row (nats) of the parameters that entered the last pass, and each pass; of each step where
+        all rows are in the sample.
+    history_ : list of PassRecord
+        What each pass did: its log-likelihood, the predicted gap, rows, bytes and seconds, steps on the sample, whether
+        it was rejected, the start it comes from. Not part of a saved model.
     n_passes_ : int
         Reads of the whole data, pilot included.
     n_rows_, n_skipped_ : int
@@ -122,6 +141,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
     weights_: Any
     means_: Any
     covariances_: Any
+    history_: list[PassRecord]
     _fitted_type: str
     _provenance: Any
 
@@ -147,6 +167,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         forgetting: Any = None,
         average: bool = False,
         prior_rows: float | None = None,
+        sample_rows: int | None = None,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -167,6 +188,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         self.forgetting = forgetting
         self.average = average
         self.prior_rows = prior_rows
+        self.sample_rows = sample_rows
 
     # -- learning ------------------------------------------------------------------------------------------------
 
@@ -199,6 +221,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         found = fit(source, settings, seed, log, sample_weight=sample_weight, last=last)
         self._learn(found.learned)
         self.__dict__.pop("report_", None)  # of what was learned before, which is no more
+        self.history_ = log.records
         running = found.running
         if running is None and found.record is not None:  # not one pass, but the rows were read, and count as learned
             running = of_mixture(found.learned.params, settings)
@@ -271,6 +294,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         self.converged_, self.n_iter_, self.n_passes_ = learned.converged, learned.n_iter, learned.n_passes
         self.lower_bound_, self.lower_bounds_ = learned.lower_bound, list(learned.lower_bounds)
         self.n_rows_, self.n_skipped_ = learned.n_rows, learned.n_skipped
+        self.history_ = []
         self.n_features_in_ = d
         self._provenance = learned.provenance
 
@@ -296,11 +320,18 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
                 DegenerateComponentWarning,
             )
         if not learned.converged and self.max_iter > 0:
+            what = "steps" if learned.n_passes <= learned.n_iter else "passes"
             warn(
-                f"The fit did not converge in {self.max_iter} passes: {_last_change(learned.lower_bounds)}, and "
-                f"tol={DEFAULT_TOL if self.tol is None else float(self.tol):g}. Raise max_iter or tol, try another "
-                "start, or check for degenerate data.",
+                f"The fit did not converge in {learned.n_iter} {what}: {_what_is_missing(found)}, and "
+                f"tol={found.tol:.3g}. Raise max_iter or tol, try another start, or check for degenerate data.",
                 ConvergenceWarning,
+            )
+        if not isnan(found.first_gap):
+            warn(
+                f"The optimum of the sample was {found.first_gap:.3g} nats a row below what all rows allow, much more "
+                "than its size explains: the sample may lack a rare component, or have led to a poor optimum. Raise "
+                "sample_rows or n_init.",
+                SampleWarning,
             )
 
     # -- using what was learned ------------------------------------------------------------------------------------
@@ -502,7 +533,11 @@ def _array(X: Any) -> Any:
         raise DataError(f"The rows given are no array: {error}.") from error
 
 
-def _last_change(lower_bounds: tuple[float, ...]) -> str:
-    if len(lower_bounds) < 2:
+def _what_is_missing(found: Fit) -> str:
+    """How far the optimum may be, in words."""
+    bounds = found.learned.lower_bounds
+    if not isnan(found.gap):
+        return f"the likelihood is expected to rise by another {found.gap:.3g} nats a row"
+    if len(bounds) < 2:
         return "one pass cannot tell by how much the mean log-likelihood still changes"
-    return f"the mean log-likelihood last changed by {lower_bounds[-1] - lower_bounds[-2]:.3g} nats a row"
+    return f"the mean log-likelihood last changed by {bounds[-1] - bounds[-2]:.3g} nats a row"

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
 
-from streamgmm.caches import caches_bytes, held_bytes, make_caches
+from streamgmm.caches import caches_bytes, held_bytes
 from streamgmm.checks import (
-    check_hyper_parameters,
     checked_means,
     checked_precisions,
     checked_weights,
-    forgetting_rate,
 )
-from streamgmm.covariance import STRUCTURES, AbstractCovariance
+from streamgmm.covariance import AbstractCovariance
 from streamgmm.errors import DataError, ParameterError, RegularisationWarning, warn
 from streamgmm.executors import FAN_IN, SerialExecutor, executor_for
 from streamgmm.growth import Witness
-from streamgmm.history import PassRecord
-from streamgmm.kernel import e_step, e_step_each, prepare, workspace_bytes
+from streamgmm.history import Log
+from streamgmm.kernel import workspace_bytes
 from streamgmm.learned import Learned
 from streamgmm.ledger import StoreRecord
 from streamgmm.params import MixtureParams
@@ -32,99 +31,34 @@ from streamgmm.plan import Plan, make_plan
 from streamgmm.protocols import Executor, Integers, Readable, Source
 from streamgmm.provenance import provenance
 from streamgmm.remembered import Remembered, fits
-from streamgmm.sample import Sample
-from streamgmm.solvers.em import FitResult, em
-from streamgmm.solvers.incremental import group_size, incremental
+from streamgmm.sample import BLOCK_ROWS, Sample
+from streamgmm.settings import Settings
+from streamgmm.solvers.em import FitResult
+from streamgmm.solvers.incremental import group_size
 from streamgmm.solvers.stepwise import Running
-from streamgmm.sources import is_store, stored
-from streamgmm.start import find_start
-from streamgmm.stats import Frame, SufficientStats
+from streamgmm.solving import SOLVERS, Rows
+from streamgmm.sources import is_store, open_source, stored
+from streamgmm.start import find_start, start_rows
 from streamgmm.streams import sample_index
 
 logger = logging.getLogger("streamgmm")
 
 DEFAULT_TOL = 1e-3
+#: By default the gap to the optimum may be this part of P / 2n, the statistical error of the exact estimate.
+DEFAULT_GAP = 0.1
 SMALLEST_SAMPLE = 20_000
-LARGEST_SAMPLE_BYTES = 64 * 2**20
+#: Rows of the sample for each free parameter: the first where they take no more than AMPLE_SAMPLE_BYTES.
+AMPLE_ROWS, SUFFICIENT_ROWS = 300, 100
+AMPLE_SAMPLE_BYTES = 64 * 2**20
+LARGEST_SAMPLE_BYTES = 512 * 2**20
+#: Below so many rows of the sample for each free parameter its statistics say too little of those of all rows.
+SURROGATE_ROWS = 30
+#: A pass over the sample of fewer products than this is done sooner in one thread.
+THREADED_PRODUCTS = 100_000_000
+#: Gains of EM's passes add up to more than the last one: it must be smaller than the gap that is allowed.
+LAST_GAIN = 0.1
 #: Rows that are drawn at most where only a few of them count: their numbers go out to every task.
 MOST_DRAWN = 1_000_000
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """Hyper-parameters of a fit, checked."""
-
-    n_components: int
-    structure: type[AbstractCovariance]
-    tol: float
-    reg_covar: float
-    max_iter: int
-    n_init: int
-    init_params: str
-    weights_init: Any
-    means_init: Any
-    precisions_init: Any
-    solver: str
-    step_exponent: float
-    forgetting: float
-    prior_rows: float | None
-    average: bool
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Settings:
-        """From the estimator's parameters; ParameterError at the first that has no meaning."""
-        check_hyper_parameters(values)
-        return cls(
-            structure=STRUCTURES[values["covariance_type"]],
-            tol=DEFAULT_TOL if values["tol"] is None else float(values["tol"]),
-            reg_covar=float(values["reg_covar"]),
-            n_components=int(values["n_components"]),
-            max_iter=int(values["max_iter"]),
-            n_init=int(values["n_init"]),
-            step_exponent=float(values["step_exponent"]),
-            forgetting=forgetting_rate(values["forgetting"]),
-            average=bool(values["average"]),
-            prior_rows=None if values["prior_rows"] is None else float(values["prior_rows"]),
-            **{
-                name: values[name]
-                for name in ("init_params", "weights_init", "means_init", "precisions_init", "solver")
-            },
-        )
-
-    @property
-    def seeks_start(self) -> bool:
-        """Whether any of the starting values is still to be found."""
-        return any(given is None for given in (self.weights_init, self.means_init, self.precisions_init))
-
-
-@dataclass
-class Log:
-    """What a fit says: every line to the log "streamgmm", and some of them printed.
-
-    verbose: 0 prints nothing, 1 the plan and a line every ``interval`` passes, 2 the seconds that a pass took as well.
-    """
-
-    verbose: int = 0
-    interval: int = 1
-    max_iter: int = 0
-
-    def __post_init__(self) -> None:
-        self._last = time.monotonic()
-
-    def say(self, line: str, *, printed: bool = True) -> None:
-        logger.info(line)
-        if self.verbose and printed:
-            print(line)
-
-    def report(self, record: PassRecord) -> None:
-        """A line for a pass; one whose best start converges, and the last one, are printed always."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        logger.info("%s  %.2f s", record, seconds)
-        if self.verbose and (
-            record.converged or record.iteration == self.max_iter or record.iteration % self.interval == 0
-        ):
-            print(record if self.verbose == 1 else f"{record}  {seconds:.2f} s")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +66,16 @@ class Fit:
     """What a fit learned. starved: components that have lost their rows.
 
     running: what stepwise EM goes on from, None without a pass.  record: of a store, whose rows all count as learned.
-    remembered: the statistics of its blocks, where a model can keep them.
+    remembered: the statistics of its blocks, where a model can keep them.  tol: what stopped it, or would have.  gap,
+    first_gap: predicted at the end and at the sample's optimum, NaN where nobody predicts; the second where it is
+    suspiciously large.
     """
 
     learned: Learned
     starved: tuple[int, ...]
+    tol: float
+    gap: float = nan
+    first_gap: float = nan
     running: Running | None = None
     record: StoreRecord | None = None
     remembered: Remembered | None = None
@@ -156,23 +95,24 @@ def fit(
         executor = executor.sized(plan.blocks_per_task)
         store = stored(opened)
         witness = None if store is None else Witness(store, executor)
-        pilot, n_pilots = _pilot(
+        log.rows, log.bytes = source.n_rows, plan.read_bytes
+        pilot, n_pilots, complete = _pilot(
             source,
             executor if witness is None else witness.executor,
             sample_weight,
             seed,
             size,
             log,
-            seeks=last is None and settings.seeks_start,
+            seeks=SOLVERS[settings.solver].on_sample or (last is None and settings.seeks_start),
         )
         _tell_skipped(pilot, source, settings, log)
         _warn_regularisation(pilot, settings.reg_covar)
-        frame = pilot.frame(isotropic=settings.structure.isotropic)
-        sample = Sample.of(
-            pilot.sample, pilot.sample_weights, frame, SerialExecutor(), seed, pilot.n_rows, complete=False
-        )
-        starts = starting_parameters(sample, source.n_features, settings, seed, log, last)
-        result = SOLVERS[settings.solver].solve(Rows(source, executor, frame), settings, starts, seed, log)
+        with _sample(pilot, settings, seed, complete=complete) as sample:
+            starts = starting_parameters(sample, source.n_features, settings, seed, log, last)
+            rows = Rows(source, executor, sample.frame)
+            chosen = last is None and all(given is None for given in settings.given)
+            outcome = SOLVERS[settings.solver].solve(rows, sample, settings, starts, chosen, seed, log)
+    result = outcome.result
     origin = {"seed": f"{seed:032x}", "block_rows": plan.block_rows, **provenance()}
     learned = Learned(
         result.params,
@@ -184,10 +124,10 @@ def fit(
         n_skipped=pilot.n_skipped,
         provenance=origin,
     )
-    running = None if result.stats is None else Running.of_rows(result.stats, result.params)
+    running = outcome.running
     record = None if witness is None else witness.record()
     remembered = _remembered(source, result, log) if store is opened else None
-    return Fit(learned, result.starved, running, record, remembered)
+    return Fit(learned, result.starved, outcome.tol, outcome.gap, outcome.first_gap, running, record, remembered)
 
 
 def _remembered(source: Source, result: FitResult, log: Log) -> Remembered | None:
@@ -224,9 +164,31 @@ def _require_rows(n_rows: int, name: str, n_components: int) -> None:
 
 
 def sample_size(source: Readable, settings: Settings) -> int:
-    """Rows of the sample that the start is found on."""
+    """Rows of the sample: a function of the data's shape and the mixture's, never of the machine.
+
+    Where more than a start is found on it, it has enough rows for each free parameter.
+    """
     k, d = settings.n_components, source.n_features
-    return min(source.n_rows, max(SMALLEST_SAMPLE, 100 * k * (d + 1)), LARGEST_SAMPLE_BYTES // (8 * d))
+    if settings.sample_rows is not None:
+        return min(source.n_rows, settings.sample_rows)
+    if not SOLVERS[settings.solver].on_sample:
+        return min(source.n_rows, max(SMALLEST_SAMPLE, 100 * k * (d + 1)), AMPLE_SAMPLE_BYTES // (8 * d))
+    p = settings.n_parameters(d)
+    size = max(SMALLEST_SAMPLE, AMPLE_ROWS * p)
+    if 8 * d * size > AMPLE_SAMPLE_BYTES:
+        size = max(SMALLEST_SAMPLE, SUFFICIENT_ROWS * p)
+    return min(source.n_rows, size, LARGEST_SAMPLE_BYTES // (8 * d))
+
+
+@contextmanager
+def _sample(pilot: Pilot, settings: Settings, seed: int, *, complete: bool) -> Iterator[Sample]:
+    """The pilot's sample, on threads of this process where a pass over it is work enough."""
+    m, d = pilot.sample.shape
+    frame = pilot.frame(isotropic=settings.structure.isotropic)
+    products = m * settings.n_components * (1 + d + settings.structure.quadratic.size(d))
+    threaded = executor_for(open_source(pilot.sample, block_rows=BLOCK_ROWS))
+    with threaded if products >= THREADED_PRODUCTS else nullcontext(SerialExecutor()) as executor:
+        yield Sample.of(pilot.sample, pilot.sample_weights, frame, executor, seed, pilot.n_rows, complete=complete)
 
 
 def fit_plan(source: Source, executor: Executor, settings: Settings, size: int) -> Plan:
@@ -234,12 +196,19 @@ def fit_plan(source: Source, executor: Executor, settings: Settings, size: int) 
     k, structure, d = settings.n_components, settings.structure, source.n_features
     solver = SOLVERS[settings.solver]
     models = settings.n_init if solver.at_once else 1
-    kept = carried = 0
+    # each start that is followed on the sample leaves a mixture and its statistics
+    kept = 2 * settings.n_init * value_bytes(structure, k, d) if solver.on_sample else 0
+    carried = 0
     if solver.keeps_blocks:
         n_blocks = len(source.blocks())
-        kept = held_bytes(n_blocks, group_size(n_blocks), structure, k, d, settings.n_init)
+        kept += held_bytes(n_blocks, group_size(n_blocks), structure, k, d, settings.n_init)
         carried = caches_bytes(group_size(n_blocks), structure, k, d)
     return pass_plan(source, executor, k, structure, models, size, kept=kept, carried=carried)
+
+
+def value_bytes(structure: type[AbstractCovariance], k: int, d: int) -> int:
+    """Bytes of the statistics of a mixture of k components."""
+    return 8 * k * (1 + d + structure.quadratic.size(d))
 
 
 def pass_plan(
@@ -258,79 +227,17 @@ def pass_plan(
     kept, carried: bytes that the caller, and processes beside it, hold of statistics that are not added up.
     """
     d = source.n_features
+    start = min(sample, start_rows(structure.n_parameters(k, d) + k * d + k - 1))
     return make_plan(
         source,
         executor.capacity,
         fan_in=FAN_IN,
         workspace_bytes=workspace_bytes(structure, k, d, models),
-        value_bytes=8 * k * (1 + d + structure.quadratic.size(d)) * models,
-        sample_bytes=8 * sample * (4 * d + 4 * k),
+        value_bytes=value_bytes(structure, k, d) * models,
+        sample_bytes=8 * sample * (3 * d + 1) + 8 * start * (4 * d + 4 * k),
         carried_bytes=2 * 8 * sample * d + carried,
         kept_bytes=kept,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows of a fit as solvers see them: read whole, or some blocks of them."""
-
-    source: Source
-    executor: Executor
-    frame: Frame
-
-    def read(self, models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
-        """The statistics of all rows, one of each model."""
-        scorers = tuple(prepare(model, self.frame) for model in models)
-        return self.executor.map_reduce(e_step, scorers, self.source.blocks(), self.source.graph).values
-
-    def read_blocks(self, params: MixtureParams, numbers: Sequence[int]) -> tuple[SufficientStats, ...]:
-        """The statistics of the blocks of these numbers, one of each. A block is a task: there are few of them."""
-        blocks = self.source.blocks()
-        chosen, executor = [blocks[number] for number in numbers], self.executor.sized(1)
-        return executor.map_reduce(e_step_each, prepare(params, self.frame), chosen, self.source.graph).values
-
-
-@dataclass(frozen=True)
-class Solver:
-    """A way from starts to a mixture. at_once: starts share every read.  keeps_blocks: the statistics of each block are
-    kept from pass to pass."""
-
-    solve: Callable[[Rows, Settings, list[MixtureParams], int, Log], FitResult]
-    at_once: bool = True
-    keeps_blocks: bool = False
-
-
-def _em(rows: Rows, settings: Settings, starts: list[MixtureParams], seed: int, log: Log) -> FitResult:
-    return em(
-        rows.read,
-        starts,
-        tol=settings.tol,
-        max_iter=settings.max_iter,
-        reg_covar=settings.reg_covar,
-        report=log.report,
-    )
-
-
-def _incremental(rows: Rows, settings: Settings, starts: list[MixtureParams], seed: int, log: Log) -> FitResult:
-    n_blocks, d = len(rows.source.blocks()), rows.source.n_features
-    return incremental(
-        rows.read_blocks,
-        starts,
-        make_caches=lambda: make_caches(n_blocks, settings.structure, settings.n_components, d),
-        seed=seed,
-        tol=settings.tol,
-        max_iter=settings.max_iter,
-        reg_covar=settings.reg_covar,
-        report=log.report,
-    )
-
-
-#: The solvers by name. A new one is a new file and a line here.
-SOLVERS = {
-    "auto": Solver(_em),
-    "em": Solver(_em),
-    "incremental": Solver(_incremental, at_once=False, keeps_blocks=True),
-}
 
 
 def starting_parameters(
@@ -369,7 +276,7 @@ class _Given:
 
     @classmethod
     def of(cls, settings: Settings, structure: type[AbstractCovariance], k: int, d: int) -> _Given:
-        weights, means, precisions = settings.weights_init, settings.means_init, settings.precisions_init
+        weights, means, precisions = settings.given
         return cls(
             None if weights is None else checked_weights(weights, k, "weights_init"),
             None if means is None else checked_means(means, k, d, "means_init"),
@@ -400,22 +307,27 @@ def same_shape(last: MixtureParams, settings: Settings, d: int, what: str = "war
 
 def _pilot(
     source: Source, executor: Executor, sample_weight: Any, seed: int, size: int, log: Log, *, seeks: bool
-) -> tuple[Pilot, int]:
-    """The pilot, and how many reads it took: two where most of the rows drawn for the sample did not count.
+) -> tuple[Pilot, int, bool]:
+    """The pilot, how many reads it took, and whether its sample holds all rows that count.
+
+    Two reads where most of the rows drawn for the sample did not count.
 
     seeks: whether a start will be sought on the sample; without one a small sample is enough.
     """
-    drawn = _sample_rows(source.n_rows, sample_weight, seed, size)
-    pilot = take_pilot(source, executor, drawn)
+    countable = _countable(source.n_rows, sample_weight)
+    n = source.n_rows if countable is None else len(countable)
+    drawn = sample_index(seed, n, size)
+    pilot = take_pilot(source, executor, drawn if countable is None else countable[drawn])
     found = len(pilot.sample)
-    more = min(source.n_rows, MOST_DRAWN, size * len(drawn) // max(found, 1))
+    more = min(n, MOST_DRAWN, size * len(drawn) // max(found, 1))
     if not seeks or found >= len(drawn) / 2 or more <= len(drawn):
-        return pilot, 1
+        return pilot, 1, len(drawn) == n
     log.say(
         f"{found:,} of the {len(drawn):,} rows drawn for the start count, the others have weight zero or NaN: one more "
         f"read draws {more:,}"
     )
-    return take_pilot(source, executor, _sample_rows(source.n_rows, sample_weight, seed, more)), 2
+    drawn = sample_index(seed, n, more)
+    return take_pilot(source, executor, drawn if countable is None else countable[drawn]), 2, len(drawn) == n
 
 
 def _tell_skipped(pilot: Pilot, source: Source, settings: Settings, log: Log) -> None:
@@ -439,9 +351,8 @@ def _warn_regularisation(pilot: Pilot, reg_covar: float) -> None:
         )
 
 
-def _sample_rows(n_rows: int, sample_weight: Any, seed: int, size: int) -> Integers:
-    """Rising numbers of ``size`` rows, drawn among those that count where the weights are in memory."""
+def _countable(n_rows: int, sample_weight: Any) -> Integers | None:
+    """Rising numbers of the rows with a weight above zero, where the weights are in memory; None where all may be."""
     if sample_weight is None or is_store(sample_weight):
-        return sample_index(seed, n_rows, size)
-    above_zero = np.flatnonzero(np.asarray(sample_weight, dtype=np.float64))
-    return above_zero[sample_index(seed, len(above_zero), size)]
+        return None
+    return np.flatnonzero(np.asarray(sample_weight, dtype=np.float64))

@@ -1,9 +1,13 @@
-"""What a fit did, one record a pass."""
+"""What a fit did, one record a pass, and what it says of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import time
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
+
+logger = logging.getLogger("streamgmm")
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,38 @@ class PassRecord:
         if self.inner_steps:
             line += f"  {self.inner_steps} steps on the sample"
         return line + "  rejected" * self.rejected + "  converged" * self.converged
+
+
+@dataclass
+class Log:
+    """What a fit says: every line to the log "streamgmm", and some of them printed; and its passes, in ``records``.
+
+    verbose: 0 prints nothing, 1 the plan and a line every ``interval`` passes, 2 the seconds that a pass took as well.
+    rows, bytes: of a pass.
+    """
+
+    verbose: int = 0
+    interval: int = 1
+    max_iter: int = 0
+    rows: int = 0
+    bytes: int = 0
+    records: list[PassRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._last = time.monotonic()
+
+    def say(self, line: str, *, printed: bool = True) -> None:
+        logger.info(line)
+        if self.verbose and printed:
+            print(line)
+
+    def report(self, record: PassRecord) -> None:
+        """A line for a pass; one whose best start converges, and the last one, are printed always."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        self.records.append(replace(record, rows=self.rows, bytes=self.bytes, seconds=seconds))
+        logger.info("%s  %.2f s", record, seconds)
+        if self.verbose and (
+            record.converged or record.iteration in (0, self.max_iter) or record.iteration % self.interval == 0
+        ):
+            print(record if self.verbose == 1 else f"{record}  {seconds:.2f} s")

@@ -12,16 +12,9 @@ from streamgmm.drift import BatchReport, Chart, moved, observed
 from streamgmm.errors import DataError, NothingLeftError, ParameterError
 from streamgmm.executors import SerialExecutor
 from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
-from streamgmm.fitting import (
-    LARGEST_SAMPLE_BYTES,
-    MOST_DRAWN,
-    SMALLEST_SAMPLE,
-    Log,
-    Settings,
-    sample_size,
-    starting_parameters,
-)
+from streamgmm.fitting import LARGEST_SAMPLE_BYTES, MOST_DRAWN, SMALLEST_SAMPLE, sample_size, starting_parameters
 from streamgmm.growth import Growth
+from streamgmm.history import Log
 from streamgmm.kernel import e_step, m_step, prepare
 from streamgmm.ledger import Unit
 from streamgmm.online import Online
@@ -29,9 +22,10 @@ from streamgmm.params import MixtureParams
 from streamgmm.pilot import Pilot, take_pilot
 from streamgmm.protocols import Block, Executor, Readable, Source
 from streamgmm.sample import Sample
-from streamgmm.solvers.em import em
+from streamgmm.settings import Settings
 from streamgmm.solvers.stepwise import LEAST_WEIGHT, Running, Schedule
 from streamgmm.sources import ZarrSource, open_source, with_weights
+from streamgmm.start import best_start
 from streamgmm.stats import SufficientStats
 from streamgmm.streams import Purpose, sample_index, stream
 
@@ -46,9 +40,6 @@ REFERENCE_ROWS = 100
 
 #: Rows for each free parameter that a given mixture stands for, as pseudo-data.
 PRIOR_ROWS = 30
-
-#: EM on the rows of a start costs no read, so it goes on until it stands still.
-START_TOL, START_PASSES = 1e-6, 500
 
 #: Rows that are drawn from a mixture to see what log densities it expects.
 EXPECTED_ROWS = 4096
@@ -247,16 +238,9 @@ def _start(rows: Source, settings: Settings, seed: int, log: Log) -> MixturePara
     executor = SerialExecutor()
     pilot = take_pilot(rows, executor, np.arange(rows.n_rows))
     frame = pilot.frame(isotropic=settings.structure.isotropic)
-
-    def read(models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
-        scorers = tuple(prepare(model, frame) for model in models)
-        return executor.map_reduce(e_step, scorers, rows.blocks()).values
-
     sample = Sample.of(pilot.sample, pilot.sample_weights, frame, executor, seed, pilot.n_rows, complete=True)
     starts = starting_parameters(sample, rows.n_features, settings, seed, log)
-    return em(
-        read, starts, tol=START_TOL, max_iter=START_PASSES, reg_covar=settings.reg_covar, report=lambda record: None
-    ).params
+    return best_start(sample, starts, settings.reg_covar).params
 
 
 def learn_units(

@@ -11,6 +11,9 @@ from streamgmm.linalg import frozen, power_of_two
 from streamgmm.protocols import Floats, Integers
 from streamgmm.stats import Frame
 
+#: Weights are put in order in units of one over this, a number that makes no common fraction a tie of two units.
+COARSE_WEIGHTS = 1e6 * np.pi
+
 
 @dataclass(frozen=True, eq=False)
 class MixtureParams:
@@ -40,7 +43,12 @@ class MixtureParams:
 
     def canonical(self) -> MixtureParams:
         """Components by falling weight, then by mean: the order in which a start that we choose is kept."""
-        return self.reordered(np.lexsort((*self.means.T[::-1], -self.weights)))
+        return self.reordered(self.canonical_order())
+
+    def canonical_order(self) -> Integers:
+        """(k,) numbers of the components in canonical order. Weights that differ in rounding only are alike."""
+        coarse = np.round(self.weights * COARSE_WEIGHTS)
+        return np.lexsort((*self.means.T[::-1], -coarse))
 
     def reordered(self, order: Integers) -> MixtureParams:
         """Components ``order``, the numbers they have now."""

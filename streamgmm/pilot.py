@@ -66,7 +66,8 @@ class Pilot:
         if len(self.sample):
             shift = np.median(self.sample, axis=0)
             with np.errstate(over="ignore"):  # an overflow is no better than nothing
-                spread = self.sample.var(axis=0)
+                mean = np.average(self.sample, axis=0, weights=self.sample_weights)
+                spread = np.average((self.sample - mean) ** 2, axis=0, weights=self.sample_weights)
             variances = np.where((spread > 0) & np.isfinite(spread), spread, variances)
         if isotropic:
             variances = np.full_like(variances, variances.max())

@@ -14,8 +14,8 @@ import numpy as np
 
 from streamgmm.drift import BatchReport, Chart, moved, observed
 from streamgmm.fingerprints import WHOLE, FingerprintingExecutor
-from streamgmm.fitting import Log, Settings
 from streamgmm.growth import Growth
+from streamgmm.history import Log
 from streamgmm.kernel import e_step_each, prepare
 from streamgmm.learning import learn_units
 from streamgmm.ledger import Unit
@@ -23,6 +23,7 @@ from streamgmm.online import Online
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Executor
 from streamgmm.remembered import Remembered
+from streamgmm.settings import Settings
 from streamgmm.solvers.incremental import Memory, total_of
 from streamgmm.solvers.stepwise import Running
 from streamgmm.sources import ZarrSource

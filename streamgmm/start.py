@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import nan
 from typing import Any
 
 import numpy as np
 
 from streamgmm.covariance import AbstractCovariance
 from streamgmm.errors import NumericalError
+from streamgmm.history import PassRecord
 from streamgmm.params import MixtureParams
 from streamgmm.partition import (
     Cluster,
@@ -34,6 +36,10 @@ from streamgmm.streams import Purpose, stream
 
 #: Rows for each free parameter that starts are sought on, and at least; the best of them goes on with all.
 START_ROWS, FEWEST_START_ROWS = 30, 10_000
+#: Fewer rows for each free parameter than this are few.
+FEW_ROWS = 10
+#: Rows that are so many times as far from the middle as all others are far.
+FARTHER = 4.0
 #: EM on the sample ends where it gains less than this, nats a row: it costs no read.
 CONVERGED, MOST_STEPS = 1e-9, 800
 #: Rows of each component of a start from few rows.
@@ -48,9 +54,10 @@ def find_start(
     index: which restart this is. Raises DataError where the sample has fewer than k distinct rows.
     """
     d = sample.rows.shape[1]
-    sample = sample.part(start_rows(structure.n_parameters(k, d) + k * d + k - 1))
+    p = structure.n_parameters(k, d) + k * d + k - 1
+    sample = start_part(sample, p)
     if name == "auto":
-        name = "split" if index == 0 else "k-means++"
+        name = _first_choice(sample, structure, p) if index == 0 else "k-means++"
     z = (sample.rows - sample.frame.shift) * sample.frame.scale
     if name == "split":
         require_distinct(z, sample.row_weights, k)
@@ -67,6 +74,27 @@ def find_start(
 def start_rows(n_parameters: int) -> int:
     """Rows of the sample that starts are sought on."""
     return max(START_ROWS * n_parameters, FEWEST_START_ROWS)
+
+
+def _first_choice(sample: Sample, structure: type[AbstractCovariance], n_parameters: int) -> str:
+    """ "split", but where halves of a component cannot show what they gain.
+
+    That is so where one covariance fits all components, most of them still unsplit, and where few rows make many
+    parameters, so that any halves fit well.
+    """
+    return "kmeans" if structure.shared or len(sample) < FEW_ROWS * n_parameters else "split"
+
+
+def start_part(sample: Sample, n_parameters: int) -> Sample:
+    """The part of the sample that starts are sought on: all of it where some of its rows are farther than that tells.
+
+    A row far from all others may need a component of its own; without one it spoils a covariance that all share.
+    """
+    part = sample.part(start_rows(n_parameters))
+    if part is sample:
+        return sample
+    reach, whole = (np.abs((of.rows - sample.frame.shift) * sample.frame.scale).max(axis=0) for of in (part, sample))
+    return sample if (whole > FARTHER * reach).any() else part
 
 
 # -- the moments of a start ------------------------------------------------------------------------------------------
@@ -161,20 +189,52 @@ class Found:
         """Nats a row of the sample."""
         return max(self.result.lower_bounds)
 
+    def canonical(self) -> Found:
+        """With its components in canonical order."""
+        order = self.params.canonical_order()
+        stats = self.result.stats
+        result = replace(
+            self.result,
+            params=self.params.reordered(order),
+            stats=None if stats is None else stats.reordered(order),
+            starved=tuple(int(np.flatnonzero(order == j)[0]) for j in self.result.starved),
+        )
+        return replace(self, result=result)
 
-def best_start(sample: Sample, starts: Sequence[MixtureParams], reg_covar: float) -> Found:
+    def record(self, predicted_gap: float) -> PassRecord:
+        """The sample as pass 0 of a history. predicted_gap: what it lacks for want of the other rows."""
+        return PassRecord(
+            iteration=0,
+            restart=self.index,
+            log_likelihood=self.log_likelihood,
+            change=nan,
+            converged=False,
+            measure="log-likelihood on the sample",
+            predicted_gap=predicted_gap,
+            inner_steps=self.n_steps,
+        )
+
+
+def best_start(
+    sample: Sample,
+    starts: Sequence[MixtureParams],
+    reg_covar: float,
+    tol: float = CONVERGED,
+    most_steps: int = MOST_STEPS,
+) -> Found:
     """Every start followed to its optimum on a part of the sample, and the best one on to that of the whole.
 
+    tol, most_steps: of EM, which ends where two steps gain less, nats a row.
     All are followed to the end: a ranking after a few steps loses part of what many starts gain. One that degenerates
     is given up; NumericalError where none is left.
     """
-    part = sample.part(start_rows(starts[0].n_parameters))
-    runs, failures = _followed(part, dict(enumerate(starts)), reg_covar)
+    part = start_part(sample, starts[0].n_parameters)
+    runs, failures = _followed(part, dict(enumerate(starts)), reg_covar, tol, most_steps)
     n_steps = sum(run.n_passes for run in runs.values())
     for index in sorted(runs, key=lambda index: -max(runs[index].lower_bounds)):
         if part is sample:
             return Found(runs[index], index, n_steps)
-        whole, failed = _followed(sample, {index: runs[index].params}, reg_covar)
+        whole, failed = _followed(sample, {index: runs[index].params}, reg_covar, tol, most_steps)
         if whole:
             return Found(whole[index], index, n_steps + whole[index].n_passes)
         failures += failed
@@ -182,13 +242,13 @@ def best_start(sample: Sample, starts: Sequence[MixtureParams], reg_covar: float
 
 
 def _followed(
-    sample: Sample, starts: Mapping[int, MixtureParams], reg_covar: float
+    sample: Sample, starts: Mapping[int, MixtureParams], reg_covar: float, tol: float, most_steps: int
 ) -> tuple[dict[int, FitResult], list[NumericalError]]:
     """Where EM ends from each of the starts, by their numbers, and what came of those that degenerated."""
     runs, failures = {}, []
     for index, start in starts.items():
         try:
-            runs[index] = anderson(sample.read, start, tol=CONVERGED, max_iter=MOST_STEPS, reg_covar=reg_covar)
+            runs[index] = anderson(sample.read, start, tol=tol, max_iter=most_steps, reg_covar=reg_covar)
         except NumericalError as error:
             failures.append(error)
     return runs, failures

@@ -96,7 +96,9 @@ class Summary:
         if not self.n_iter and not self.n_passes:
             learned = f"learned from {_many(self.n_rows or 0, 'row')} in {_many(self.n_steps, 'step')}"
             return learned if self.n_steps else "not fitted to rows"
-        state = f"{'converged' if self.converged else 'not converged'} after {_many(self.n_iter, 'pass', 'passes')}"
+        in_memory = 0 < self.n_passes <= self.n_iter  # the pilot read brought all rows
+        taken = _many(self.n_iter, "step") if in_memory else _many(self.n_iter, "pass", "passes")
+        state = f"{'converged' if self.converged else 'not converged'} after {taken}"
         if math.isfinite(self.lower_bound):
             state += f", lower bound {self.lower_bound:.6g} nats a row"
         if not self.n_passes:

@@ -17,8 +17,9 @@ from streamgmm.drift import BatchReport, UpdateReport
 from streamgmm.errors import DataTypeError, ParameterError, StreamGMMError, shown
 from streamgmm.executors import executor_for, single_blas_thread
 from streamgmm.files import require_target
-from streamgmm.fitting import Log, Settings, pass_plan, same_shape, sample_size
+from streamgmm.fitting import pass_plan, same_shape, sample_size
 from streamgmm.growth import growth
+from streamgmm.history import Log
 from streamgmm.kernel import m_step
 from streamgmm.learned import Learned
 from streamgmm.learning import Batch, after_edit, learn_batch, of_mixture, start_rows, statistics_of
@@ -29,6 +30,7 @@ from streamgmm.params import MixtureParams
 from streamgmm.protocols import Executor, Integers, Source
 from streamgmm.provenance import provenance
 from streamgmm.relearning import learn_growth, takes_back
+from streamgmm.settings import Settings
 from streamgmm.solvers.stepwise import Running
 from streamgmm.sources import as_it_is_now, is_store, open_source, stored
 from streamgmm.streams import draw_seed

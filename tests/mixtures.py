@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from streamgmm import GaussianMixture
 from streamgmm.covariance import STRUCTURES
+from streamgmm.params import MixtureParams
 
 KINDS = tuple(STRUCTURES)
 UNFINISHED = pytest.warns(ConvergenceWarning, match="did not converge")
@@ -22,6 +23,21 @@ def blobs(n: int = 1200, seed: int = 0) -> np.ndarray:
     factors = np.eye(3) + 0.4 * np.random.default_rng(1).standard_normal((3, 3, 3))
     centres = np.array([[0.0, 0.0, 0.0], [3.0, 1.0, -1.0], [-2.0, 3.0, 2.0]])
     return centres[labels] + np.einsum("nij,nj->ni", factors[labels], rng.standard_normal((n, 3)))
+
+
+def mixture_of(rows: np.ndarray, labels: np.ndarray, kind: str) -> MixtureParams:
+    """The moments of labelled rows."""
+    groups = [rows[labels == j] for j in range(labels.max() + 1)]
+    weights = np.array([len(group) / len(rows) for group in groups])
+    covariances = np.array([np.cov(group.T) for group in groups])
+    means = np.array([group.mean(axis=0) for group in groups])
+    return MixtureParams(weights, means, STRUCTURES[kind].from_dense(covariances, weights))
+
+
+def as_given(start: MixtureParams) -> dict[str, Any]:
+    """Parameters of an estimator that give it this start."""
+    precisions = start.covariance.precisions(*start.means.shape)
+    return {"weights_init": start.weights, "means_init": start.means, "precisions_init": precisions}
 
 
 def given_start(kind: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ SETTINGS: list[tuple[str, list[Any], str]] = [
     ("n_init", [0, 2.5, None], "must be a whole number of at least 1"),
     ("random_state", [-1, 1.5, "x", [1], np.nan], "must be None, a non-negative integer below"),
     ("covariance_type", ["fulll", "Full", None, 3, ["full"]], "must be one of 'full', 'tied', 'diag', 'spherical'"),
-    ("init_params", ["kmean", None, 3], "must be one of 'auto', 'kmeans'"),
+    ("init_params", ["kmean", None, 3], "must be one of 'auto', 'split'"),
     ("solver", ["newton", None], "must be one of 'auto', 'em', 'incremental'"),
     ("warm_start", ["yes", 1, None], "must be True or False"),
     ("verbose", [-1, "x", None], "must be a whole number of at least 0"),

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from streamgmm import GaussianMixture
 from streamgmm.errors import DataError, ParameterError
 from streamgmm.executors import single_blas_thread
-from streamgmm.fitting import Log
+from streamgmm.history import Log
 
 N = 600_000  # several blocks of two features
 
@@ -142,7 +142,7 @@ def test_a_fit_leaves_dask_and_blas_as_they_were(rows, call, monkeypatch):
     monkeypatch.setattr(Log, "report", lambda log, record: inside.append(blas_threads()))
     with dask.config.set(num_workers=2):
         config = copy.deepcopy(dask.config.config)
-        model = GaussianMixture(2, max_iter=2)
+        model = GaussianMixture(2, solver="em", max_iter=2)
         call_quietly(lambda: call(lambda: model.fit(rows)))
         model.predict(rows)
         model.score(rows)

@@ -15,7 +15,7 @@ from mixtures import KINDS, blobs
 from streamgmm import GaussianMixture, caches, files, open_source
 from streamgmm.covariance import STRUCTURES
 from streamgmm.errors import FileFormatError, MemoryPlanError
-from streamgmm.fitting import SOLVERS
+from streamgmm.solving import SOLVERS
 
 
 def fit(rows: np.ndarray, **settings: Any) -> GaussianMixture:

@@ -84,7 +84,7 @@ def test_fit_is_the_fit_of_python(store: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(saved.means_, ours.means_)
     np.testing.assert_array_equal(saved.covariances_, ours.covariances_)
     assert f"converged after {ours.n_iter_} passes, lower bound {ours.lower_bound_:.6g} nats a row" in result.stdout
-    assert result.stderr.count("\npass ") == ours.n_iter_
+    assert result.stderr.count("\npass ") == 1 + ours.n_iter_, "the sample, and the reads after it"
 
 
 def test_fit_hands_every_option_on(small: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_fit_hands_every_option_on(small: Path, tmp_path: Path) -> None:
 
 
 def test_fit_warns_in_one_line_where_it_did_not_converge(store: Path, tmp_path: Path) -> None:
-    result = succeed("fit", store, "-k", 5, "--max-iter", 2, "-o", tmp_path / "m.sgmm")
+    result = succeed("fit", store, "-k", 5, "--max-iter", 2, "--tol", 0, "-o", tmp_path / "m.sgmm")
     warned = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
     assert len(warned) == 1
     assert "did not converge in 2 passes" in warned[0]
@@ -336,7 +336,7 @@ def test_fit_predict_and_info_read_rows_as_they_are_told(
 
 def test_rows_left_out_are_counted(odd: Path, tmp_path: Path) -> None:
     result = succeed("fit", odd, "--array", "nan", "--nan-policy", "omit", "-o", tmp_path / "m.sgmm")
-    assert re.search(r"; 2,499 rows in \d+ reads, 1 left out$", result.stdout, re.MULTILINE)
+    assert re.search(r"; 2,499 rows in 1 read, 1 left out$", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("option", ["nan-policy", "missing-chunks", "decode"])

@@ -52,7 +52,7 @@ from streamgmm.executors import executor_for
 from streamgmm.executors.local import ProcessExecutor, process_executor
 
 N = 73 * 100 + 37
-FIT = {"n_components": 3, "max_iter": 3, "tol": 0.0, "random_state": 7}
+FIT = {"n_components": 3, "solver": "em", "max_iter": 3, "tol": 0.0, "random_state": 7}
 
 #: the chunk that is held, and in which read of it: the pilot's is the first, that of the second pass the third
 HELD, TIMES = "c/40/0", 3

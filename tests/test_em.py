@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mixtures import KINDS, UNFINISHED, assert_close, assert_identical, blobs, fitted, given_start, mixture
+from mixtures import KINDS, UNFINISHED, as_given, assert_close, assert_identical, blobs, fitted, given_start, mixture
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
 
@@ -155,11 +155,6 @@ def starts_of(rows: np.ndarray, kind: str, n: int, random_state: int) -> list[Mi
     weights, n_rows = pilot.sample_weights, pilot.n_rows
     sample = Sample.of(pilot.sample, weights, frame, SerialExecutor(), seed, n_rows, complete=True)
     return [find_start("auto", sample, STRUCTURES[kind], 3, seed, index, 1e-6) for index in range(n)]
-
-
-def as_given(start: MixtureParams) -> dict[str, Any]:
-    precisions = start.covariance.precisions(*start.means.shape)
-    return {"weights_init": start.weights, "means_init": start.means, "precisions_init": precisions}
 
 
 def flat(n: int = 900) -> np.ndarray:

@@ -14,7 +14,8 @@ from mixtures import KINDS, blobs, given_start
 from streamgmm import GaussianMixture, open_source
 from streamgmm.errors import DataError
 from streamgmm.executors import SerialExecutor
-from streamgmm.fitting import MOST_DRAWN, SMALLEST_SAMPLE, Log, _pilot
+from streamgmm.fitting import MOST_DRAWN, SMALLEST_SAMPLE, _pilot
+from streamgmm.history import Log
 
 N, KEPT = 300_000, 900
 
@@ -30,7 +31,7 @@ def holes() -> np.ndarray:
 def test_a_second_read_finds_the_rows_that_count(holes: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     source = open_source(holes, nan_policy="omit")
     with caplog.at_level(logging.INFO, "streamgmm"):
-        pilot, reads = _pilot(source, SerialExecutor(), None, 7, SMALLEST_SAMPLE, Log(), seeks=True)
+        pilot, reads, _ = _pilot(source, SerialExecutor(), None, 7, SMALLEST_SAMPLE, Log(), seeks=True)
     assert reads == 2
     assert len(pilot.sample) == KEPT
     (line,) = caplog.messages
@@ -40,8 +41,8 @@ def test_a_second_read_finds_the_rows_that_count(holes: np.ndarray, caplog: pyte
 
 
 def test_the_reads_are_counted_and_the_start_is_as_good_as_without_the_others(holes: np.ndarray) -> None:
-    model = GaussianMixture(3, random_state=0).fit(open_source(holes, nan_policy="omit"))
-    alone = GaussianMixture(3, random_state=0).fit(holes[~np.isnan(holes[:, 0])])
+    model = GaussianMixture(3, solver="em", random_state=0).fit(open_source(holes, nan_policy="omit"))
+    alone = GaussianMixture(3, solver="em", random_state=0).fit(holes[~np.isnan(holes[:, 0])])
     assert model.n_passes_ == model.n_iter_ + 2
     assert alone.n_passes_ == alone.n_iter_ + 1
     assert (model.n_rows_, model.n_skipped_) == (KEPT, N - KEPT)
@@ -50,7 +51,7 @@ def test_the_reads_are_counted_and_the_start_is_as_good_as_without_the_others(ho
 
 def test_a_given_start_needs_no_second_read(holes: np.ndarray) -> None:
     source = open_source(holes, nan_policy="omit")
-    model = GaussianMixture(3, **given_start("full")).fit(source)
+    model = GaussianMixture(3, solver="em", **given_start("full")).fit(source)
     assert model.n_passes_ == model.n_iter_ + 1
     again = model.set_params(weights_init=None, warm_start=True).fit(source)
     assert again.n_passes_ == again.n_iter_ + 1
@@ -62,8 +63,8 @@ def test_weights_of_zero_that_are_not_in_memory_are_the_same(home: str, holes: n
     if home == "zarr":
         zarr.create_array(str(tmp_path / "w.zarr"), data=weights, chunks=(50_000,))
     given = tmp_path / "w.zarr" if home == "zarr" else da.from_array(weights, chunks=50_000)
-    model = GaussianMixture(3, random_state=0).fit(rows, sample_weight=given)
-    alone = GaussianMixture(3, random_state=0).fit(rows[weights > 0])
+    model = GaussianMixture(3, solver="em", random_state=0).fit(rows, sample_weight=given)
+    alone = GaussianMixture(3, solver="em", random_state=0).fit(rows[weights > 0])
     assert model.n_passes_ == model.n_iter_ + 2
     assert abs(model.lower_bound_ - alone.lower_bound_) < 5e-3
 
@@ -71,19 +72,21 @@ def test_weights_of_zero_that_are_not_in_memory_are_the_same(home: str, holes: n
 def test_where_half_of_them_count_one_read_is_enough() -> None:
     rows = blobs(60_000)
     rows[::3] = np.nan
-    pilot, reads = _pilot(
+    pilot, reads, _ = _pilot(
         open_source(rows, nan_policy="omit"), SerialExecutor(), None, 7, SMALLEST_SAMPLE, Log(), seeks=True
     )
     assert reads == 1
     assert 12_500 < len(pilot.sample) < 14_200
-    pilot, reads = _pilot(open_source(rows[:300], nan_policy="omit"), SerialExecutor(), None, 7, 300, Log(), seeks=True)
+    pilot, reads, _ = _pilot(
+        open_source(rows[:300], nan_policy="omit"), SerialExecutor(), None, 7, 300, Log(), seeks=True
+    )
     assert (reads, len(pilot.sample)) == (1, 200)
 
 
 def test_what_is_drawn_has_a_limit(holes: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 8 * MOST_DRAWN < 10e6, "dask calls larger graphs large"
     monkeypatch.setattr("streamgmm.fitting.MOST_DRAWN", 50_000)
-    pilot, reads = _pilot(
+    pilot, reads, _ = _pilot(
         open_source(holes, nan_policy="omit"), SerialExecutor(), None, 7, SMALLEST_SAMPLE, Log(), seeks=True
     )
     assert reads == 2

@@ -24,9 +24,9 @@ from typer.testing import CliRunner
 
 from streamgmm import GaussianMixture, load, open_source
 from streamgmm.cli import app
-from streamgmm.errors import DegenerateComponentWarning, RegularisationWarning, StreamGMMError
+from streamgmm.errors import DegenerateComponentWarning, RegularisationWarning, SampleWarning, StreamGMMError
 
-OURS = (DegenerateComponentWarning, RegularisationWarning, ConvergenceWarning)
+OURS = (DegenerateComponentWarning, RegularisationWarning, SampleWarning, ConvergenceWarning)
 MOST_SECONDS = 10.0
 
 
@@ -46,12 +46,13 @@ ALLOWED: dict[str, list[Any]] = {
     "reg_covar": [0, 1e-6, 1e-300, 1e300, Fraction(1, 3), 1],
     "max_iter": [0, 1, 5, 20],
     "n_init": [1, 3, 10**9],
-    "init_params": ["auto", "kmeans", "k-means++", "random", "random_from_data"],
+    "init_params": ["auto", "kmeans", "k-means++", "random", "random_from_data", "split", "vq", "samples"],
     "random_state": [0, 2**200, None, np.random.RandomState(0), np.random.default_rng(0), np.int64(3)],
     "warm_start": [True, False, np.bool_(True)],
     "verbose": [0],
     "verbose_interval": [1, 10**30],
     "solver": ["auto", "em", "incremental"],
+    "sample_rows": [None, 2, 20, 10**9],
 }
 GIVEN = ("weights_init", "means_init", "precisions_init")
 

@@ -47,7 +47,7 @@ def client() -> Iterator[Client]:
 def fitted(rows: Any) -> GaussianMixture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return GaussianMixture(2, max_iter=2, tol=0.0, random_state=1).fit(rows)
+        return GaussianMixture(2, solver="em", max_iter=2, tol=0.0, random_state=1).fit(rows)
 
 
 def in_blocks(folder: Path, rows: np.ndarray) -> Any:

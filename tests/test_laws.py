@@ -65,6 +65,7 @@ def fitted(
     model = GaussianMixture(
         k,
         covariance_type=kind,
+        solver="em",
         tol=0,
         reg_covar=0,
         max_iter=max_iter,

@@ -112,7 +112,7 @@ warnings.simplefilter("ignore")
 with dask.config.set(scheduler="threads", num_workers=2):
     means = numpy.random.default_rng(0).uniform(0, 255, size=(64, 2))
     start = {"weights_init": [1 / 64] * 64, "means_init": means, "precisions_init": [[0.01, 0.01]] * 64}
-    model = GaussianMixture(64, covariance_type="diag", max_iter=1, **start).fit(sys.argv[1])
+    model = GaussianMixture(64, covariance_type="diag", solver="em", max_iter=1, **start).fit(sys.argv[1])
     model.score(sys.argv[1])
     result = model.predict_proba(sys.argv[1])
     result[:10].compute()

@@ -75,7 +75,7 @@ def test_powers_of_two_change_no_bit(kind: str, power: int) -> None:
     signs = np.ones(3) if kind == "spherical" else np.array([1.0, -1.0, 1.0])
     factor = 2.0 ** (power * signs)
     model, scaled = (
-        GaussianMixture(3, covariance_type=kind, reg_covar=0.0, random_state=0, max_iter=15, tol=1e-12)
+        GaussianMixture(3, covariance_type=kind, reg_covar=0.0, random_state=0, max_iter=15, tol=1e-12, solver="em")
         for _ in range(2)
     )
     with pytest.warns(UserWarning, match="did not converge"):

@@ -21,10 +21,10 @@ from streamgmm.caches import record_length
 from streamgmm.covariance.full import FullCovariance
 from streamgmm.errors import DataError, FileFormatError
 from streamgmm.executors import SerialExecutor
-from streamgmm.fitting import Settings
 from streamgmm.kernel import e_step, prepare
 from streamgmm.params import MixtureParams
 from streamgmm.remembered import Remembered
+from streamgmm.settings import Settings
 from streamgmm.solvers.incremental import total_of
 from streamgmm.stats import Frame, SufficientStats
 

@@ -56,7 +56,7 @@ def digest(*arrays: Any) -> str:
 def fitted(rows: Any, structure: str = "full", sample_weight: Any = None, **hyper: Any) -> GaussianMixture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        settings = {"n_components": K, "max_iter": 3, "tol": 0.0, "random_state": 5, **hyper}
+        settings = {"n_components": K, "solver": "em", "max_iter": 3, "tol": 0.0, "random_state": 5, **hyper}
         return GaussianMixture(covariance_type=structure, **settings).fit(rows, sample_weight=sample_weight)
 
 

@@ -151,10 +151,17 @@ def test_the_same_rows_and_seed_have_the_same_start(name: str, kind: str) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_seed_and_index_are_the_only_chance(name: str) -> None:
     """Rows without clusters, where what is drawn decides."""
-    rows = np.random.default_rng(5).uniform(size=(500, 3))
+    rows = np.random.default_rng(5).uniform(size=(600, 3))
     others = [start(name, rows, 6, seed=2), start(name, rows, 6, index=1)]
     same = [np.array_equal(other.means, start(name, rows, 6).means) for other in others]
     assert same == {"auto": [True, False]}.get(name, [name in WITHOUT_CHANCE] * 2)
+
+
+def test_auto_is_clusters_where_halves_show_nothing() -> None:
+    """Where all components have one covariance, and where there are few rows for so many parameters."""
+    for rows, kind in ((blobs(), "tied"), (blobs(280), "full")):
+        assert_same(start("auto", rows, 3, kind), start("kmeans", rows, 3, kind))
+    assert_same(start("auto", blobs(300), 3), start("split", blobs(300), 3))
 
 
 def test_auto_is_a_split_and_then_clusters() -> None:

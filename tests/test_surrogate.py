@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mixtures import KINDS, mixture_of
 
-from streamgmm.covariance import STRUCTURES
 from streamgmm.executors import SerialExecutor
 from streamgmm.free_energy import expected_log_joint
 from streamgmm.kernel import m_step
@@ -27,7 +27,6 @@ from streamgmm.solvers.surrogate import (
 from streamgmm.stats import Frame
 from streamgmm.synthetic import recipe
 
-KINDS = list(STRUCTURES)
 REG = 1e-9
 
 
@@ -41,15 +40,6 @@ def part(rows: np.ndarray, n_rows: int, weights: np.ndarray | None = None) -> Sa
     frame = Frame(np.median(rows, axis=0), np.full(d, 0.5))
     weights = np.ones(len(rows)) if weights is None else weights
     return Sample.of(rows, weights, frame, SerialExecutor(), 0, n_rows, complete=len(rows) == n_rows)
-
-
-def mixture_of(rows: np.ndarray, labels: np.ndarray, kind: str) -> MixtureParams:
-    """The moments of labelled rows."""
-    groups = [rows[labels == j] for j in range(labels.max() + 1)]
-    weights = np.array([len(group) / len(rows) for group in groups])
-    covariances = np.array([np.cov(group.T) for group in groups])
-    means = np.array([group.mean(axis=0) for group in groups])
-    return MixtureParams(weights, means, STRUCTURES[kind].from_dense(covariances, weights))
 
 
 def moved(params: MixtureParams, rng: np.random.Generator, size: float) -> MixtureParams:

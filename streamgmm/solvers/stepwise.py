@@ -103,6 +103,15 @@ class Average:
         return Average(stats, params, rows)
 
 
+def _expected_of_others(stats: SufficientStats, params: MixtureParams) -> tuple[float, float]:
+    """What the log density of further rows, and its square, are on average, from those of the rows that made params."""
+    one = stats.per_weight()
+    # these rows made the parameters: new ones are less likely by P / n on average (Akaike 1974)
+    lead = params.n_parameters / max(stats.weight, params.n_parameters)
+    mean = one.log_likelihood - lead
+    return mean, one.log_likelihood_squares - (2.0 * mean + lead) * lead
+
+
 @dataclass(frozen=True, eq=False)
 class Running:
     """What stepwise EM carries from batch to batch.
@@ -136,12 +145,17 @@ class Running:
     def of_rows(cls, stats: SufficientStats, params: MixtureParams) -> Running:
         """After rows have left ``stats`` at parameters near ``params``, which follow from them."""
         one = stats.per_weight()
-        # these rows made the parameters: new ones are less likely by P / n on average (Akaike 1974)
-        lead = params.n_parameters / max(stats.weight, params.n_parameters)
-        mean = one.log_likelihood - lead
-        squares = one.log_likelihood_squares - (2.0 * mean + lead) * lead
+        mean, squares = _expected_of_others(stats, params)
         one = replace(one.about(one.means(), one.scale), log_likelihood=mean, log_likelihood_squares=squares)
         return cls(one, params, stats.weight, 1.0 / max(stats.weight, LEAST_WEIGHT))
+
+    @classmethod
+    def of_fit(cls, params: MixtureParams, stats: SufficientStats) -> Running:
+        """After rows have led to ``params``, which do not follow from the ``stats`` they left at others nearby.
+
+        The statistics from which they would follow take their place: a mixture has no others.
+        """
+        return cls.of_mixture(params, max(stats.weight, LEAST_WEIGHT), _expected_of_others(stats, params))
 
     @classmethod
     def of_mixture(cls, params: MixtureParams, rows: float, log_densities: tuple[float, float]) -> Running:

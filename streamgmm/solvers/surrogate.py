@@ -49,6 +49,7 @@ from streamgmm.solvers.anderson import (
     Secants,
     remaining,
 )
+from streamgmm.solvers.stepwise import Running
 from streamgmm.stats import SufficientStats
 
 #: Steps on the surrogate between two reads, at most.
@@ -78,8 +79,9 @@ MISLED = 3.0
 STALLED_STEPS = 3
 STALLED_GAIN = 1.5
 LEAST_CAUTION = 0.25
-#: What the sample's optimum lacks may be so many times P/2 (1/m - 1/n) before the sample is called misleading.
-FAR = 5.0
+#: What the sample's optimum lacks may be so many times P/2 (1/m - 1/n) before the sample is called misleading. Rows that
+#: no mixture fits, as flights are, come to 8.
+FAR = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,7 +354,8 @@ class Progress:
     last walk's end was to gain.  gap: the predicted gap of ``best``.  bounds: mean log-likelihood of every read.
     rejected: whether the last read was taken back.  rejections: walks in a row that were.  misled: whether the sample
     is none of these rows, so that only EM's own steps are taken, and extrapolated.  record: of the last read.
-    first_gap: the gap at the sample's optimum where that was suspiciously far from that of all rows, else NaN.
+    first_gap: the gap at the sample's optimum where that was suspiciously far from that of all rows, else NaN.  weight:
+    of all rows.
     """
 
     next: MixtureParams
@@ -370,7 +373,13 @@ class Progress:
     trail: Trail = field(default_factory=Trail)
     converged: bool = False
     first_gap: float = nan
+    weight: float = 0.0
     record: PassRecord | None = None
+
+    @property
+    def running(self) -> Running | None:
+        """What stepwise EM goes on from; None before the first read."""
+        return None if self.best is None else Running.of_fit(self.published, self.best.stats * self.weight)
 
     @classmethod
     def at(cls, start: MixtureParams, sample: Sample) -> Progress:
@@ -408,6 +417,7 @@ class Progress:
             gap=gap,
             converged=converged,
             first_gap=gap if self.best is None and gap > FAR * lacking else self.first_gap,
+            weight=stats.weight,
             record=PassRecord(
                 iteration=len(told.bounds),
                 restart=0,
