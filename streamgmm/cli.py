@@ -117,12 +117,19 @@ def fit(
     n_components: Components = 1,
     array: ArrayName = None,
     covariance_type: Annotated[str, typer.Option(help=f"One of {', '.join(STRUCTURES)}.")] = "full",
-    tol: Annotated[float, typer.Option(help="Stop when the log-likelihood a row changes by less.")] = 1e-3,
+    tol: Annotated[
+        float | None,
+        typer.Option(help="How near the optimum to end, nats a row; by default a tenth of the statistical error."),
+    ] = None,
     reg_covar: Annotated[float, typer.Option(help="Added to every variance, in the data's units squared.")] = 1e-6,
     max_iter: Annotated[int, typer.Option(help="Most passes over the rows.")] = 100,
-    n_init: Annotated[int, typer.Option(help="Starts; they share each pass and the best one is kept.")] = 1,
+    n_init: Annotated[int, typer.Option(help="Starts; all are tried on a sample, and the best one is kept.")] = 1,
     init_params: Annotated[str, typer.Option(help=f"How starts are found: {RULES['init_params'].words}.")] = "auto",
     solver: Annotated[str, typer.Option(help=f"How passes are made: {RULES['solver'].words}.")] = "auto",
+    sample_rows: Annotated[int | None, typer.Option(help="Rows of the sample; by default as many as pay.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A file that is written after every read; the same command goes on from it.")
+    ] = None,
     nan_policy: NanPolicy = "raise",
     missing_chunks: MissingChunks = "refuse",
     decode: Decode = "refuse",
@@ -146,12 +153,14 @@ def fit(
             n_init=n_init,
             init_params=init_params,
             solver=solver,
+            sample_rows=sample_rows,
             random_state=seed,
         )
         with _passes_shown():
-            model.fit(
-                open_source(store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode)
+            source = open_source(
+                store, array=array, nan_policy=nan_policy, missing_chunks=missing_chunks, decode=decode
             )
+            model.fit(source, checkpoint=checkpoint)
         model.save(output)
         typer.echo(f"{output}: {model.describe()}")
 

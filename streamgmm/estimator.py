@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from streamgmm import files, interop
+from streamgmm.checkpoint import Keeper, identity_of, require_keepable
 from streamgmm.checks import check_hyper_parameters, checked_mixture
 from streamgmm.covariance import STRUCTURES
 from streamgmm.errors import (
@@ -39,7 +40,7 @@ from streamgmm.online import Online
 from streamgmm.params import MixtureParams
 from streamgmm.plan import Plan, machine_bytes
 from streamgmm.prediction import LABELS, LOG_DENSITY, RESPONSIBILITIES, RowResult, lazy_rows, score_block, total_block
-from streamgmm.protocols import Source
+from streamgmm.protocols import Executor, Source
 from streamgmm.settings import Settings
 from streamgmm.sources import is_lazy, is_store, open_source, require_unmasked, stored, with_weights
 from streamgmm.streams import Purpose, draw_seed, stream
@@ -192,11 +193,17 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
 
     # -- learning ------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, sample_weight: Any = None, checkpoint: str | Path | None = None) -> Self:
         """Learn the mixture from rows X: anything that ``open_source`` takes, or an array-like (n, d).
 
         sample_weight: (n,) finite, at least zero; a weight counts how often its row is repeated. An array-like, a zarr
         array or its path, or a dask array, matched by row number whatever its chunks.
+
+        checkpoint: a path. After every read the file there is replaced by one with all that the fit goes on from, and
+        the same call goes on from it: to the same bits where nothing else has changed, and no read is repeated. It is
+        bound to the rows, the parameters and the seed; another fit is refused with the differences. Of a store, the
+        sizes and times of its chunks are compared, and its first and last block read; rows in memory are all looked at.
+        KeyboardInterrupt leaves what the finished reads found in the attributes, with or without a checkpoint.
 
         The work runs where dask is set to run, with the same bits everywhere: a client's cluster, processes, threads,
         or the calling thread. Rows in memory stay on threads of this process.
@@ -208,17 +215,28 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         work are gone or stand still. Warns with ConvergenceWarning where ``max_iter`` ended the fit.
         """
         with self._unchanged_on_error(), single_blas_thread():
-            found = self._fit(X, sample_weight)
+            found = self._fit(X, sample_weight, checkpoint)
+        if found.interrupt is not None:
+            raise found.interrupt
         self._warn(found)
         return self
 
-    def _fit(self, X: Any, sample_weight: Any) -> Fit:
+    def _fit(self, X: Any, sample_weight: Any, checkpoint: str | Path | None = None) -> Fit:
         settings = Settings.of(self.get_params(deep=False))
         log = Log(int(self.verbose), int(self.verbose_interval), int(self.max_iter))
         last = self._params() if self.warm_start and hasattr(self, "weights_") else None
         seed = draw_seed(self.random_state)
         source = self._open(X, sample_weight, reset=True)
-        found = fit(source, settings, seed, log, sample_weight=sample_weight, last=last)
+
+        def keeper(source: Source, executor: Executor) -> Keeper:
+            if checkpoint is None:
+                return Keeper(None, seed, {})
+            identity = identity_of(source, executor, self.get_params(deep=False), last)
+            return Keeper.opened(checkpoint, seed, identity, any_seed=self.random_state is None)
+
+        if checkpoint is not None:
+            require_keepable(settings.solver, checkpoint)
+        found = fit(source, settings, log, keeper, sample_weight=sample_weight, last=last)
         self._learn(found.learned)
         self.__dict__.pop("report_", None)  # of what was learned before, which is no more
         self.history_ = log.records

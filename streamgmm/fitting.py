@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import nan
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from streamgmm.caches import caches_bytes, held_bytes
+from streamgmm.checkpoint import Keeper, Kept
 from streamgmm.checks import (
     checked_means,
     checked_precisions,
@@ -36,7 +37,7 @@ from streamgmm.settings import Settings
 from streamgmm.solvers.em import FitResult
 from streamgmm.solvers.incremental import group_size
 from streamgmm.solvers.stepwise import Running
-from streamgmm.solving import SOLVERS, Rows
+from streamgmm.solving import SOLVERS, Job, Outcome, Rows
 from streamgmm.sources import is_store, open_source, stored
 from streamgmm.start import find_start, start_rows
 from streamgmm.streams import sample_index
@@ -68,7 +69,7 @@ class Fit:
     running: what stepwise EM goes on from, None without a pass.  record: of a store, whose rows all count as learned.
     remembered: the statistics of its blocks, where a model can keep them.  tol: what stopped it, or would have.  gap,
     first_gap: predicted at the end and at the sample's optimum, NaN where nobody predicts; the second where it is
-    suspiciously large.
+    suspiciously large.  interrupt: what ended it early, after at least one pass.
     """
 
     learned: Learned
@@ -79,12 +80,22 @@ class Fit:
     running: Running | None = None
     record: StoreRecord | None = None
     remembered: Remembered | None = None
+    interrupt: KeyboardInterrupt | None = None
 
 
 def fit(
-    opened: Source, settings: Settings, seed: int, log: Log, *, sample_weight: Any, last: MixtureParams | None
+    opened: Source,
+    settings: Settings,
+    log: Log,
+    keeper_for: Callable[[Source, Executor], Keeper],
+    *,
+    sample_weight: Any,
+    last: MixtureParams | None,
 ) -> Fit:
-    """Learn a mixture from an opened source. last: the parameters to start from, if there are any."""
+    """Learn a mixture from an opened source.
+
+    keeper_for: what holds the seed and where the fit stands.  last: the parameters to start from, if there are any.
+    """
     with executor_for(opened) as executor:
         executor.everywhere(opened.checks)
         source = counted(opened, executor, settings, log)
@@ -93,41 +104,91 @@ def fit(
         for line in (str(plan), *plan.remarks):
             log.say(line)
         executor = executor.sized(plan.blocks_per_task)
-        store = stored(opened)
-        witness = None if store is None else Witness(store, executor)
         log.rows, log.bytes = source.n_rows, plan.read_bytes
-        pilot, n_pilots, complete = _pilot(
-            source,
-            executor if witness is None else witness.executor,
-            sample_weight,
-            seed,
-            size,
-            log,
-            seeks=SOLVERS[settings.solver].on_sample or (last is None and settings.seeks_start),
-        )
-        _tell_skipped(pilot, source, settings, log)
-        _warn_regularisation(pilot, settings.reg_covar)
-        with _sample(pilot, settings, seed, complete=complete) as sample:
-            starts = starting_parameters(sample, source.n_features, settings, seed, log, last)
-            rows = Rows(source, executor, sample.frame)
+        keeper = keeper_for(source, executor)
+        if keeper.kept is None:
+            seeks = SOLVERS[settings.solver].on_sample or (last is None and settings.seeks_start)
+            kept = keeper.begin(
+                _first_reads(opened, source, executor, sample_weight, keeper.seed, size, log, seeks=seeks)
+            )
+        else:
+            kept = keeper.kept
+            log.records.extend(kept.records)
+            log.say(f"{keeper.name}: going on after {kept.n_passes} reads")
+        _tell_skipped(kept.pilot, source, settings, log)
+        _warn_regularisation(kept.pilot, settings.reg_covar)
+        with _sample(kept.pilot, settings, keeper.seed, complete=kept.complete) as sample:
+            starts = []
+            if keeper.state is None:
+                starts = starting_parameters(sample, source.n_features, settings, keeper.seed, log, last)
             chosen = last is None and all(given is None for given in settings.given)
-            outcome = SOLVERS[settings.solver].solve(rows, sample, settings, starts, chosen, seed, log)
+            rows = Rows(source, executor, sample.frame)
+            outcome, interrupt = _solved(Job(rows, sample, settings, starts, chosen, keeper.seed, log, keeper))
+    origin = {"seed": f"{keeper.seed:032x}", "block_rows": plan.block_rows, **provenance()}
+    return _found(opened, source, kept, outcome, origin, interrupt, log)
+
+
+def _first_reads(
+    opened: Source,
+    source: Source,
+    executor: Executor,
+    sample_weight: Any,
+    seed: int,
+    size: int,
+    log: Log,
+    *,
+    seeks: bool,
+) -> Kept:
+    """The pilot, and the record of the rows of a store that it read."""
+    store = stored(opened)
+    witness = None if store is None else Witness(store, executor)
+    reader = executor if witness is None else witness.executor
+    pilot, n_pilots, complete = _pilot(source, reader, sample_weight, seed, size, log, seeks=seeks)
+    return Kept(pilot, n_pilots, complete, None if witness is None else witness.record())
+
+
+def _solved(job: Job) -> tuple[Outcome, KeyboardInterrupt | None]:
+    """What the solver found; where it is interrupted after a pass, what it had found until then, and the interrupt."""
+    try:
+        return SOLVERS[job.settings.solver].solve(job), None
+    except KeyboardInterrupt as interrupt:
+        if job.keeper.state is None:
+            raise
+        return Outcome.at(job.keeper.state, job.settings, job.gap), interrupt
+
+
+def _found(
+    opened: Source,
+    source: Source,
+    kept: Kept,
+    outcome: Outcome,
+    origin: Mapping[str, Any],
+    interrupt: KeyboardInterrupt | None,
+    log: Log,
+) -> Fit:
     result = outcome.result
-    origin = {"seed": f"{seed:032x}", "block_rows": plan.block_rows, **provenance()}
     learned = Learned(
         result.params,
         converged=result.converged,
         n_iter=len(result.lower_bounds),
-        n_passes=result.n_passes + n_pilots + (opened.name in opened.uncounted),
+        n_passes=result.n_passes + kept.n_pilots + (opened.name in opened.uncounted),
         lower_bounds=result.lower_bounds,
-        n_rows=pilot.n_rows,
-        n_skipped=pilot.n_skipped,
+        n_rows=kept.pilot.n_rows,
+        n_skipped=kept.pilot.n_skipped,
         provenance=origin,
     )
-    running = outcome.running
-    record = None if witness is None else witness.record()
-    remembered = _remembered(source, result, log) if store is opened else None
-    return Fit(learned, result.starved, outcome.tol, outcome.gap, outcome.first_gap, running, record, remembered)
+    remembered = _remembered(source, result, log) if stored(opened) is opened else None
+    return Fit(
+        learned,
+        result.starved,
+        outcome.tol,
+        outcome.gap,
+        outcome.first_gap,
+        outcome.running,
+        kept.record,
+        remembered,
+        interrupt,
+    )
 
 
 def _remembered(source: Source, result: FitResult, log: Log) -> Remembered | None:

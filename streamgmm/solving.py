@@ -9,6 +9,7 @@ from math import nan
 import numpy as np
 
 from streamgmm.caches import make_caches
+from streamgmm.checkpoint import Keeper, State
 from streamgmm.errors import NumericalError
 from streamgmm.history import Log, PassRecord
 from streamgmm.kernel import e_step, e_step_each, prepare
@@ -16,8 +17,8 @@ from streamgmm.params import MixtureParams
 from streamgmm.protocols import Executor, Source
 from streamgmm.sample import Sample
 from streamgmm.settings import Settings
-from streamgmm.solvers.anderson import anderson
-from streamgmm.solvers.em import FitResult, em
+from streamgmm.solvers.anderson import Accelerated, anderson
+from streamgmm.solvers.em import FitResult, Restarts, em
 from streamgmm.solvers.incremental import incremental
 from streamgmm.solvers.stepwise import Running
 from streamgmm.solvers.surrogate import Progress, surrogate_em
@@ -58,6 +59,32 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
+class Job:
+    """What a solver works on. starts: empty where it goes on from what ``keeper`` holds.  chosen: whether they were
+    sought, all of them."""
+
+    rows: Rows
+    sample: Sample
+    settings: Settings
+    starts: list[MixtureParams]
+    chosen: bool
+    seed: int
+    log: Log
+    keeper: Keeper
+
+    @property
+    def n_parameters(self) -> int:
+        return self.settings.n_parameters(self.rows.source.n_features)
+
+    @property
+    def gap(self) -> float:
+        return self.settings.gap(self.sample.n_rows, self.n_parameters)
+
+    def keep(self, state: State, index: int = 0) -> None:
+        self.keeper.keep(state, index, self.log.records)
+
+
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """What a solver found, and what the fit says of it: see ``Fit``."""
 
@@ -73,118 +100,155 @@ class Outcome:
         running = None if result.stats is None else Running.of_rows(result.stats, result.params)
         return cls(result, running, tol, gap)
 
+    @classmethod
+    def of_accelerated(cls, result: FitResult, tol: float) -> Outcome:
+        return cls.of(replace(result, lower_bounds=_rising(result.lower_bounds)), tol)
+
+    @classmethod
+    def of_progress(cls, progress: Progress, tol: float) -> Outcome:
+        """Batches go on from pseudo-data of the published mixture, which follows from no statistics."""
+        bounds = _rising(progress.bounds)
+        result = FitResult(progress.published, bounds, progress.converged, len(bounds), ())
+        return cls(result, progress.running, tol, progress.gap, progress.first_gap)
+
+    @classmethod
+    def at(cls, state: State, settings: Settings, gap: float) -> Outcome:
+        """Where a fit stands between two passes. NumericalError where all starts were given up."""
+        if isinstance(state, Progress):
+            return cls.of_progress(state, gap)
+        if isinstance(state, Accelerated):
+            return cls.of_accelerated(state.result(), LAST_GAIN * gap)
+        return cls.of(state.result(), settings.change if settings.solver == "em" else LAST_GAIN * gap)
+
 
 @dataclass(frozen=True)
 class Solver:
     """A way from starts to a mixture. at_once: starts share every read.  keeps_blocks: the statistics of each block are
     kept from pass to pass.  on_sample: more is done on the sample than to seek a start."""
 
-    solve: Callable[[Rows, Sample, Settings, list[MixtureParams], bool, int, Log], Outcome]
+    solve: Callable[[Job], Outcome]
     at_once: bool = True
     keeps_blocks: bool = False
     on_sample: bool = False
 
 
-def _em(
-    rows: Rows, sample: Sample, settings: Settings, starts: list[MixtureParams], chosen: bool, seed: int, log: Log
-) -> Outcome:
+def _em(job: Job) -> Outcome:
+    return _restarts(job, job.settings.change)
+
+
+def _restarts(job: Job, change: float) -> Outcome:
+    """EM from all starts at once."""
+    settings, begun = job.settings, job.keeper.state
     result = em(
-        rows.read,
-        starts,
-        tol=settings.change,
+        job.rows.read,
+        job.starts,
+        tol=change,
         max_iter=settings.max_iter,
         reg_covar=settings.reg_covar,
-        report=log.report,
-    )
-    return Outcome.of(result, settings.change)
-
-
-def _incremental(
-    rows: Rows, sample: Sample, settings: Settings, starts: list[MixtureParams], chosen: bool, seed: int, log: Log
-) -> Outcome:
-    n_blocks, d = len(rows.source.blocks()), rows.source.n_features
-    result = incremental(
-        rows.read_blocks,
-        starts,
-        make_caches=lambda: make_caches(n_blocks, settings.structure, settings.n_components, d),
-        seed=seed,
-        tol=settings.change,
-        max_iter=settings.max_iter,
-        reg_covar=settings.reg_covar,
-        report=log.report,
-    )
-    return Outcome.of(result, settings.change)
-
-
-def _few_reads(
-    rows: Rows, sample: Sample, settings: Settings, starts: list[MixtureParams], chosen: bool, seed: int, log: Log
-) -> Outcome:
-    """Every start is followed to its optimum on the sample; from the best one a few reads lead to that of all rows."""
-    p = starts[0].n_parameters
-    tol = settings.gap(sample.n_rows, p)
-    if not sample.complete and sample.size <= p:
-        return _without_sample(rows, sample, settings, starts, log)
-    steps = max(MOST_STEPS, settings.max_iter) if sample.complete else MOST_STEPS
-    try:
-        found = best_start(sample, starts, settings.reg_covar, min(CONVERGED, LAST_GAIN * tol), steps)
-    except NumericalError:
-        if sample.complete:
-            raise
-        return _without_sample(rows, sample, settings, starts, log)
-    if chosen:
-        found = found.canonical()
-    lacking = 0.0 if sample.complete else 0.5 * p * (1.0 / sample.size - 1.0 / sample.n_rows)
-    log.report(found.record(lacking))
-    if sample.complete:
-        return Outcome.of(_in_memory(found, tol), tol)
-    start = found.params
-    if not chosen and found.log_likelihood - _mean_log_likelihood(sample, starts[found.index]) <= p / sample.size:
-        start = starts[found.index]  # all that the sample could do is to lead away from it, by its own error
-
-    def report(record: PassRecord) -> None:
-        log.report(replace(record, restart=found.index))
-
-    if sample.size < SURROGATE_ROWS * p:
-        _say_too_small(sample, p, "accelerated EM", log)
-        change = LAST_GAIN * tol
-        result = anderson(
-            rows.read_one,
-            start,
-            tol=change,
-            max_iter=settings.max_iter,
-            reg_covar=settings.reg_covar,
-            report=report,
-        )
-        return Outcome.of(replace(result, lower_bounds=_rising(result.lower_bounds)), change)
-    progress = surrogate_em(
-        rows.read_one,
-        sample,
-        Progress.at(start, sample),
-        tol=tol,
-        max_iter=settings.max_iter,
-        reg_covar=settings.reg_covar,
-        report=report,
-    )
-    bounds = _rising(progress.bounds)
-    result = FitResult(progress.published, bounds, progress.converged, len(bounds), ())
-    return Outcome(result, progress.running, tol, progress.gap, progress.first_gap)
-
-
-def _without_sample(rows: Rows, sample: Sample, settings: Settings, starts: list[MixtureParams], log: Log) -> Outcome:
-    """EM on all rows, from the starts themselves: where the sample has no optimum to speak of."""
-    p = starts[0].n_parameters
-    _say_too_small(sample, p, "EM", log)
-    change = LAST_GAIN * settings.gap(sample.n_rows, p)
-    result = em(
-        rows.read, starts, tol=change, max_iter=settings.max_iter, reg_covar=settings.reg_covar, report=log.report
+        report=job.log.report,
+        begun=begun if isinstance(begun, Restarts) else None,
+        keep=job.keep,
     )
     return Outcome.of(result, change)
 
 
-def _say_too_small(sample: Sample, n_parameters: int, what: str, log: Log) -> None:
-    log.say(
-        f"the sample has {sample.size:,.0f} rows for {n_parameters:,} free parameters, too few to make up for reads: "
-        f"{what} reads all rows again and again"
+def _incremental(job: Job) -> Outcome:
+    settings, source = job.settings, job.rows.source
+    n_blocks, d = len(source.blocks()), source.n_features
+    result = incremental(
+        job.rows.read_blocks,
+        job.starts,
+        make_caches=lambda: make_caches(n_blocks, settings.structure, settings.n_components, d),
+        seed=job.seed,
+        tol=settings.change,
+        max_iter=settings.max_iter,
+        reg_covar=settings.reg_covar,
+        report=job.log.report,
+    )
+    return Outcome.of(result, settings.change)
+
+
+def _few_reads(job: Job) -> Outcome:
+    """Every start is followed to its optimum on the sample; from the best one a few reads lead to that of all rows."""
+    sample, p, begun = job.sample, job.n_parameters, job.keeper.state
+    if isinstance(begun, Restarts) or (begun is None and not sample.complete and sample.size <= p):
+        return _without_sample(job)
+    if begun is not None:
+        return _on_all_rows(job, begun, job.keeper.index)
+    try:
+        found = _best(job)
+    except NumericalError:
+        if sample.complete:
+            raise
+        return _without_sample(job)
+    lacking = 0.0 if sample.complete else 0.5 * p * (1.0 / sample.size - 1.0 / sample.n_rows)
+    job.log.report(found.record(lacking))
+    if sample.complete:
+        return Outcome.of(_in_memory(found, job.gap), job.gap)
+    start = found.params
+    if not job.chosen:
+        given = job.starts[found.index]
+        if found.log_likelihood - _mean_log_likelihood(sample, given) <= p / sample.size:
+            start = given  # all that the sample could do is to lead away from it, by its own error
+    if sample.size < SURROGATE_ROWS * p:
+        _say_too_small(job, "accelerated EM")
+        return _on_all_rows(job, Accelerated.at(start), found.index)
+    return _on_all_rows(job, Progress.at(start, sample), found.index)
+
+
+def _best(job: Job) -> Found:
+    """The best start, at its optimum on the sample; in canonical order where it is our own."""
+    steps = max(MOST_STEPS, job.settings.max_iter) if job.sample.complete else MOST_STEPS
+    tol = min(CONVERGED, LAST_GAIN * job.gap)
+    found = best_start(job.sample, job.starts, job.settings.reg_covar, tol, steps)
+    return found.canonical() if job.chosen else found
+
+
+def _on_all_rows(job: Job, begun: Accelerated | Progress, index: int) -> Outcome:
+    """Reads of all rows, from what the sample found or what was interrupted."""
+    settings = job.settings
+
+    def report(record: PassRecord) -> None:
+        job.log.report(replace(record, restart=index))
+
+    def keep(state: State) -> None:
+        job.keep(state, index)
+
+    if isinstance(begun, Accelerated):
+        change = LAST_GAIN * job.gap
+        result = anderson(
+            job.rows.read_one,
+            begun,
+            tol=change,
+            max_iter=settings.max_iter,
+            reg_covar=settings.reg_covar,
+            report=report,
+            keep=keep,
+        )
+        return Outcome.of_accelerated(result, change)
+    progress = surrogate_em(
+        job.rows.read_one,
+        job.sample,
+        begun,
+        tol=job.gap,
+        max_iter=settings.max_iter,
+        reg_covar=settings.reg_covar,
+        report=report,
+        keep=keep,
+    )
+    return Outcome.of_progress(progress, job.gap)
+
+
+def _without_sample(job: Job) -> Outcome:
+    """EM on all rows, from the starts themselves: where the sample has no optimum to speak of."""
+    _say_too_small(job, "EM")
+    return _restarts(job, LAST_GAIN * job.gap)
+
+
+def _say_too_small(job: Job, what: str) -> None:
+    job.log.say(
+        f"the sample has {job.sample.size:,.0f} rows for {job.n_parameters:,} free parameters, too few to make up for "
+        f"reads: {what} reads all rows again and again"
     )
 
 

@@ -65,9 +65,10 @@ def find_start(
             return grown(sample, structure, k, reg_covar).canonical()
         except NumericalError:  # clusters have moments even where nothing can be split
             name = "k-means++"
-    weights, means, covariances = MOMENTS[name](
-        z, sample.row_weights, k, stream(seed, Purpose.STARTS, index), structure
-    )
+    # in the order of their values a row of weight two is drawn where two rows would be, whatever came first
+    order = np.lexsort(z.T[::-1])
+    rng = stream(seed, Purpose.STARTS, index)
+    weights, means, covariances = MOMENTS[name](z[order], sample.row_weights[order], k, rng, structure)
     return in_units(weights, means, covariances, structure, sample.frame).canonical()
 
 

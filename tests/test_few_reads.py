@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 
+import dask
 import numpy as np
 import pytest
-from mixtures import KINDS, as_given, mixture_of
+from conftest import write_zarr
+from mixtures import KINDS, as_given, assert_identical, mixture_of
+from test_reads import counted, keys_of
 
-from streamgmm import GaussianMixture, load
+from streamgmm import GaussianMixture, load, open_source
 from streamgmm.synthetic import recipe
 
 
@@ -21,6 +24,38 @@ def test_rows_are_read_once_where_the_sample_holds_them_all():
     assert record.iteration == 0
     assert record.inner_steps >= model.n_iter_
     assert model.lower_bound_ == pytest.approx(model.score(rows), abs=1e-8)
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_a_read_is_a_read_of_every_chunk(scheduler, tmp_path):
+    rows, _ = recipe(3, 2, 20_000, 1.0, 16)
+    path = write_zarr(tmp_path, rows, 1_000)
+    array = counted(path)
+    with dask.config.set(scheduler=scheduler, num_workers=3):
+        model = GaussianMixture(3, sample_rows=4_000, n_init=3, random_state=0).fit(
+            open_source(array, block_rows=2_000)
+        )
+    assert 2 < model.n_passes_ < 8
+    assert array.store.reads() == {(key, "None"): model.n_passes_ for key in keys_of(path)}
+
+
+def test_threads_on_the_sample_change_no_bit(monkeypatch):
+    rows, _ = recipe(3, 2, 60_000, 1.0, 16)
+    model = GaussianMixture(3, sample_rows=40_000, random_state=0).fit(rows)
+    monkeypatch.setattr("streamgmm.fitting.THREADED_PRODUCTS", 0)
+    with dask.config.set(num_workers=3):
+        assert_identical(GaussianMixture(3, sample_rows=40_000, random_state=0).fit(rows), model)
+
+
+def test_a_start_at_the_optimum_is_not_left_for_that_of_the_sample():
+    """A warm start on the same rows: one read verifies it, and walks no farther than all rows tell."""
+    rows, _ = recipe(3, 2, 20_000, 1.0, 16)
+    model = GaussianMixture(3, sample_rows=4_000, random_state=0, tol=1e-9).fit(rows)
+    reads, score = model.n_passes_, model.score(rows)
+    model.set_params(warm_start=True, tol=None).fit(rows)
+    assert model.n_passes_ == 2 < reads
+    assert model.lower_bounds_[0] == pytest.approx(score, abs=1e-12)
+    assert model.score(rows) >= score - 1e-12
 
 
 def test_the_history_says_what_each_read_did():
@@ -63,13 +98,13 @@ def test_a_small_sample_only_seeks_the_start(sample_rows, words, caplog):
 
 
 def test_sorted_and_shuffled_rows_end_at_the_same_mixture():
-    rows, labels = recipe(4, 3, 40_000, 1.0, 19)
+    rows, labels = recipe(4, 3, 20_000, 1.0, 19)
     start = mixture_of(rows, labels, "full")
     given = as_given(start)
     shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
-    for tol, apart in ((1e-8, 1e-6), (None, 2 * 0.1 * start.n_parameters / 80_000)):
+    for tol, apart in ((1e-8, 1e-6), (None, 2 * 0.1 * start.n_parameters / 40_000)):
         scores = [
-            GaussianMixture(4, tol=tol, sample_rows=8_000, random_state=0, **given).fit(order).score(rows)
+            GaussianMixture(4, tol=tol, sample_rows=4_000, random_state=0, **given).fit(order).score(rows)
             for order in (rows[np.argsort(rows[:, 0])], shuffled)
         ]
         assert abs(scores[0] - scores[1]) < apart

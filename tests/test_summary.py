@@ -127,7 +127,7 @@ def test_the_prompt_of_python_shows_the_same() -> None:
         ({}, "not fitted to rows"),
         (
             {"converged": True, "n_iter": 1, "n_passes": 1, "lower_bound": 0.5, "n_rows": 1},
-            "converged after 1 pass, lower bound 0.5 nats a row; 1 row in 1 read",
+            "converged after 1 step, lower bound 0.5 nats a row; 1 row in 1 read",
         ),
         (
             {"n_iter": 1_000, "n_passes": 1_001, "lower_bound": -1e-9, "n_skipped": 7},

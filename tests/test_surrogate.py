@@ -314,6 +314,7 @@ def test_four_reads_are_nearer_than_em_and_anderson(kind):
     assert gap < 0.2 * start.n_parameters / (2 * 40_000)
 
 
+@pytest.mark.long
 def test_the_order_of_rows_does_not_matter_to_the_last_digits():
     """Sorted rows and shuffled ones, so that their samples differ, from one start, which is no optimum of either."""
     shuffled, labels = recipe(4, 3, 20_000, 1.0, 19)

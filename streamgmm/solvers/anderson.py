@@ -203,6 +203,10 @@ class Accelerated:
                 raise
             return self.taken_back((*self.bounds, self.bound))
 
+    def result(self) -> FitResult:
+        """What is published if there is no further pass."""
+        return FitResult(self.step, self.bounds, self.quiet >= QUIET, len(self.bounds), self.starved, self.stats)
+
     def record(self) -> PassRecord:
         return PassRecord(
             iteration=len(self.bounds),
@@ -217,20 +221,22 @@ class Accelerated:
 
 def anderson(
     read: ReadOne,
-    start: MixtureParams,
+    start: MixtureParams | Accelerated,
     *,
     tol: float,
     max_iter: int,
     reg_covar: float,
     report: Callable[[PassRecord], None] = lambda record: None,
+    keep: Callable[[Accelerated], None] = lambda state: None,
 ) -> FitResult:
-    """EM from ``start`` until two passes in a row raise the mean log-likelihood by less than ``tol``, or ``max_iter``.
+    """EM until two passes in a row raise the mean log-likelihood by less than ``tol``, or ``max_iter`` passes are done.
 
-    The result is the EM step from the best parameters that a pass was taken at. NumericalError where a covariance
-    degenerates.
+    start: parameters, or where a fit was interrupted.  keep: is given the state after each pass. The result is the EM
+    step from the best parameters that a pass was taken at. NumericalError where a covariance degenerates.
     """
-    state = Accelerated.at(start)
+    state = Accelerated.at(start) if isinstance(start, MixtureParams) else start
     while len(state.bounds) < max_iter and state.quiet < QUIET:
         state = state.learned(read, tol, reg_covar)
         report(state.record())
-    return FitResult(state.step, state.bounds, state.quiet >= QUIET, len(state.bounds), state.starved, state.stats)
+        keep(state)
+    return state.result()

@@ -79,8 +79,8 @@ MISLED = 3.0
 STALLED_STEPS = 3
 STALLED_GAIN = 1.5
 LEAST_CAUTION = 0.25
-#: What the sample's optimum lacks may be so many times P/2 (1/m - 1/n) before the sample is called misleading. Rows that
-#: no mixture fits, as flights are, come to 8.
+#: What the sample's optimum lacks may be so many times P/2 (1/m - 1/n) before the sample is called misleading. Rows
+#: that no mixture fits, as flights are, come to 8.
 FAR = 20.0
 
 
@@ -470,14 +470,17 @@ def surrogate_em(
     max_iter: int,
     reg_covar: float,
     report: Callable[[PassRecord], None] = lambda record: None,
+    keep: Callable[[Progress], None] = lambda state: None,
 ) -> Progress:
     """Reads until twice the predicted gap is at most ``tol`` nats a row, or ``max_iter`` reads are done.
 
     start: ``Progress.at`` the sample's optimum, or where a fit was interrupted. tol=0 goes on to the last read.
+    keep: is given the state after each read.
     """
     progress = start
     while len(progress.bounds) < max_iter and not progress.converged:
         progress = progress.after(read(progress.next), sample, tol, reg_covar)
         if progress.record is not None:
             report(progress.record)
+        keep(progress)
     return progress

@@ -30,6 +30,7 @@ __all__ = [
     "require_reachable",
     "require_unmasked",
     "rows_written",
+    "stamps_of",
     "stored",
     "with_weights",
 ]
@@ -165,6 +166,13 @@ def stored(source: Source) -> ZarrSource | None:
     """The zarr array that the rows of a source lie in; None where they come from elsewhere."""
     rows = source.source if isinstance(source, WeightedSource) else source
     return rows if isinstance(rows, ZarrSource) else None
+
+
+def stamps_of(source: Source) -> list[list[int]]:
+    """Size and time of the chunks of each zarr array that a source reads, as ``Written.stamp``; empty without any."""
+    parts = (source.source, source.weights) if isinstance(source, WeightedSource) else (source,)
+    arrays = [part for part in parts if isinstance(part, ZarrSource)]
+    return [list(look(part.array).stamp(0, part.n_rows)) for part in arrays]
 
 
 def _open_weights(sample_weight: Any, source: Source) -> Source:
