@@ -2,72 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from streamgmm import GaussianMixture, Statistics
-from streamgmm.errors import NumericalError, ParameterError
+from streamgmm import GaussianMixture
+from streamgmm.covariance import STRUCTURES
+from streamgmm.executors import SerialExecutor, single_blas_thread
+from streamgmm.params import MixtureParams
+from streamgmm.protocols import Executor
+from streamgmm.sample import Sample
+from streamgmm.solvers.anderson import QUIET, Accelerated
 
-#: Steps that an extrapolation looks back on.
-DEPTH = 8
+#: That of GaussianMixture, and so what EM's fixed points are those of.
+REG_COVAR = 1e-6
+#: Passes after which EM is taken to have no end.
+MOST_PASSES = 20_000
 
 
-def optimum(model: GaussianMixture, rows: np.ndarray, tol: float = 1e-10, most: int = 2000) -> float:
-    """The log-likelihood a row, nats, at which EM continued from the model stands still.
+@dataclass(frozen=True)
+class Continued:
+    """start, end: log-likelihood a row (nats) of a model and of where EM goes on to from there.  passes: it took."""
 
-    Anderson-accelerated (Walker & Ni 2011) in the space of statistics, where EM maps x to S(M(x)). A step that loses
-    likelihood is taken back, so it ends at a fixed point of EM above the model; it ends when three steps in a row gain
-    less than ``tol``.
+    start: float
+    end: float
+    passes: int
+
+    @property
+    def gap(self) -> float:
+        return self.end - self.start
+
+
+def params_of(model: GaussianMixture) -> MixtureParams:
+    return MixtureParams(model.weights_, model.means_, STRUCTURES[model.covariance_type](model.covariances_))
+
+
+def in_memory(rows: np.ndarray, executor: Executor | None = None) -> Sample:
+    """All rows, whose passes run in this thread unless an executor is given."""
+    params = MixtureParams(np.ones(1), rows.mean(axis=0)[None], STRUCTURES["full"](np.cov(rows.T)[None]))
+    executor = SerialExecutor() if executor is None else executor
+    return Sample(rows, None, params.frame(), executor, len(rows), complete=True)
+
+
+def log_likelihood(rows: Sample, params: MixtureParams) -> float:
+    """Nats a row."""
+    with single_blas_thread():
+        stats = rows.read(params)
+    return stats.log_likelihood / stats.weight
+
+
+def continued(rows: Sample, start: MixtureParams, tol: float = 1e-10) -> Continued:
+    """Anderson-accelerated EM on all rows until two passes in a row gain less than ``tol``.
+
+    Where reg_covar matters, EM's own step can lose likelihood; then it ends as well, at the best that was found.
     """
-    best, small = -np.inf, 0
-    entered: list[np.ndarray] = []
-    left: list[np.ndarray] = []
-    safe: Statistics | None = None
-    for _ in range(most):
-        found = model.statistics(rows)
-        gain = found.log_likelihood - best
-        if gain < -1e-13 and safe is not None:
-            model, safe = _model_of(safe, left[-1]), None
-            entered, left = [left[-1]], []
-            continue
-        small = small + 1 if gain < tol else 0
-        best = max(best, found.log_likelihood)
-        if small == 3:
-            return best
-        safe = found
-        plain = _moments(found)
-        left.append(plain)
-        model, taken = _next(found, plain, entered, left)
-        entered.append(taken)
-        entered, left = entered[-DEPTH - 1 :], left[-DEPTH:]
-    raise RuntimeError(f"EM did not stand still in {most} passes")
+    with single_blas_thread():
+        state = Accelerated.at(start).learned(rows.read, tol, REG_COVAR)
+        while state.quiet < QUIET:
+            plain = state.next is state.step
+            state = state.learned(rows.read, tol, REG_COVAR)
+            if state.rejected and plain:
+                break
+            if len(state.bounds) == MOST_PASSES:
+                raise RuntimeError(f"EM did not stand still in {MOST_PASSES} passes")
+    return Continued(state.bounds[0], state.bound, len(state.bounds))
 
 
-def _moments(statistics: Statistics) -> np.ndarray:
-    d = statistics.params.n_features
-    return statistics.stats.per_weight().about(np.zeros(d), np.ones(d)).moments
-
-
-def _next(found: Statistics, plain: np.ndarray, entered: list, left: list) -> tuple[GaussianMixture, np.ndarray]:
-    """The model of extrapolated statistics, and those; the plain step where that is no mixture."""
-    if len(entered) > 2:
-        images = np.array([moments.ravel() for moments in left[-len(entered) :]])
-        residuals = images - np.array([moments.ravel() for moments in entered])
-        size = 1.0 / (np.abs(images[-1]) + 1e-3)
-        shares, *_ = np.linalg.lstsq((np.diff(residuals, axis=0) * size).T, residuals[-1] * size, rcond=1e-9)
-        mixed = (images[-1] - shares @ np.diff(images, axis=0)).reshape(plain.shape)
-        try:
-            return _model_of(found, mixed), mixed
-        except (NumericalError, ParameterError):
-            pass
-    return _model_of(found, plain), plain
-
-
-def _model_of(found: Statistics, moments: np.ndarray) -> GaussianMixture:
-    d = found.params.n_features
-    if moments[:, 0].min() <= 0:
-        raise NumericalError("a component has lost its rows")
-    stats = found.stats.per_weight().about(np.zeros(d), np.ones(d))
-    scaled = replace(stats, moments=moments) * found.weight
-    return GaussianMixture.from_statistics(Statistics(scaled, found.params))
+def optimum(model: GaussianMixture, rows: np.ndarray) -> float:
+    """The log-likelihood a row, nats, at which EM continued from the model stands still."""
+    return continued(in_memory(rows), params_of(model)).end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,12 +94,38 @@ def random_mixture(k: int, d: int, separation: float, seed: int) -> Mixture:
     return Mixture(weights, means, 0.5 * (covariances + covariances.swapaxes(1, 2)))
 
 
+def _box(rng: np.random.Generator, n: int, d: int) -> Floats:
+    return rng.uniform(-np.sqrt(3.0), np.sqrt(3.0), (n, d))
+
+
+def _lognormal(rng: np.random.Generator, n: int, d: int) -> Floats:
+    """The exponential of half a Gaussian along every axis: skewness 1.75."""
+    mean, variance = np.exp(0.125), np.exp(0.25) * np.expm1(0.25)
+    return np.asarray((np.exp(0.5 * rng.standard_normal((n, d))) - mean) / np.sqrt(variance))
+
+
+def _student(rng: np.random.Generator, n: int, d: int) -> Floats:
+    """A t distribution in d dimensions with 5 degrees of freedom."""
+    gaussian = rng.standard_normal((n, d))
+    return np.asarray(gaussian * np.sqrt(3.0 / rng.chisquare(5.0, (n, 1))))
+
+
+#: What ``recipe`` can draw a cluster from: n rows (n, d) of mean zero and covariance one.
+SHAPES: dict[str, Callable[[np.random.Generator, int, int], Floats]] = {
+    "gaussian": lambda rng, n, d: rng.standard_normal((n, d)),
+    "t": _student,
+    "lognormal": _lognormal,
+    "box": _box,
+}
+
+
 def recipe(
     k: int,
     d: int,
     n: int,
     separation: float,
     seed: int,
+    shape: str = "gaussian",
     *,
     eccentricity: float = ECCENTRICITY,
     concentration: float = CONCENTRATION,
@@ -109,8 +135,11 @@ def recipe(
     The recipe that published figures of this package are made by; every draw is in a fixed order, so seeds name rows.
     separation: the smallest distance of two means over the root of the largest trace of a covariance.  eccentricity:
     how many times the variance along one axis of a component may be that along another.  concentration: of the
-    symmetric Dirichlet distribution of the weights.
+    symmetric Dirichlet distribution of the weights.  shape: of the clusters, one of SHAPES; their weights, means,
+    covariances and labels are those of the Gaussian ones.
     """
+    if shape not in SHAPES:
+        raise ParameterError(f"shape={shape!r} is no shape of clusters. Choose one of {', '.join(SHAPES)}.")
     rng = np.random.default_rng(seed)
     covariances = np.empty((k, d, d))
     for j in range(k):
@@ -124,7 +153,7 @@ def recipe(
     rows = np.empty((n, d))
     for j, factor in enumerate(np.linalg.cholesky(covariances)):
         mine = labels == j
-        rows[mine] = means[j] + rng.standard_normal((int(mine.sum()), d)) @ factor.T
+        rows[mine] = means[j] + SHAPES[shape](rng, int(mine.sum()), d) @ factor.T
     return (rows - rows.mean(axis=0)) / rows.std(axis=0), labels
 
 

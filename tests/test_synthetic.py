@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamgmm.errors import ParameterError
-from streamgmm.synthetic import Mixture, random_mixture
+from streamgmm.synthetic import SHAPES, Mixture, random_mixture, recipe
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -90,3 +90,39 @@ def test_a_mixture_without_components_features_or_separation_is_refused(k: int, 
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ParameterError, match=r"do not belong together: expected \(k,\), \(k, d\) and \(k, d, d\)"):
         Mixture([1.0], np.zeros((1, 2)), np.ones((1, 2)))
+
+
+# -- the recipe ----------------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_of_published_figures_draws_what_it_always_drew() -> None:
+    rows, labels = recipe(8, 5, 1_000, 1.5, 1)
+    first = [[0.099348935604, 1.507205472919], [-0.176336191518, -1.319994898881]]
+    np.testing.assert_allclose(rows[:2, :2], first, atol=1e-11)
+    assert labels[:12].tolist() == [2, 4, 4, 3, 3, 4, 7, 3, 6, 0, 3, 4]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_clusters_of_every_shape_have_the_same_moments(shape: str) -> None:
+    drawn = SHAPES[shape](np.random.default_rng(0), 400_000, 2)
+    np.testing.assert_allclose(drawn.mean(axis=0), 0.0, atol=0.01)
+    np.testing.assert_allclose(np.cov(drawn.T), np.eye(2), atol=0.03)
+
+
+def test_shapes_differ_in_what_moments_do_not_say() -> None:
+    drawn = {shape: SHAPES[shape](np.random.default_rng(0), 400_000, 1)[:, 0] for shape in SHAPES}
+    assert np.abs(drawn["box"]).max() < np.sqrt(3.0)
+    assert (drawn["lognormal"] ** 3).mean() == pytest.approx(1.75, abs=0.05)
+    assert (np.abs(drawn["t"]) > 4.0).mean() == pytest.approx(0.00356, rel=0.1)  # 2 P(t_5 > 4 sqrt(5/3))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_recipe_keeps_labels_whatever_the_shape(shape: str) -> None:
+    rows, labels = recipe(3, 2, 500, 1.5, 4, shape)
+    np.testing.assert_array_equal(labels, recipe(3, 2, 500, 1.5, 4)[1])
+    np.testing.assert_allclose(rows.std(axis=0), 1.0, rtol=1e-12)
+
+
+def test_a_shape_that_the_recipe_does_not_know_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"shape='star' is no shape of clusters\. Choose one of gaussian, t, log"):
+        recipe(2, 2, 100, 1.0, 0, "star")

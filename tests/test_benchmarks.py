@@ -1,0 +1,155 @@
+"""What the benchmarks of few reads stand on: the optimum, counted reads, results that are kept, and the verdicts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mixtures import blobs, given_start
+
+from streamgmm import GaussianMixture
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Scripts import what stands beside them."""
+    monkeypatch.syspath_prepend(FOLDER)
+    yield
+    for name in [path.stem for path in FOLDER.glob("*.py")]:
+        sys.modules.pop(name, None)
+
+
+def test_em_continued_from_a_model_ends_where_em_ends() -> None:
+    optimum = import_module("optimum")
+    rows = np.asarray(blobs())
+    settings = {"solver": "em", "tol": 1e-13, "max_iter": 3000, **given_start("full")}
+    start = GaussianMixture(3, **{**settings, "tol": 1.0}).fit(rows)
+    found = optimum.continued(optimum.in_memory(rows), optimum.params_of(start))
+    assert found.end == pytest.approx(GaussianMixture(3, **settings).fit(rows).score(rows), abs=1e-9)
+    assert found.start == pytest.approx(start.score(rows), rel=1e-12)
+    assert found.gap > 0
+
+
+def test_a_store_counts_its_reads() -> None:
+    cells = import_module("cells")
+    with cells.stored(np.random.default_rng(0).normal(size=(100_000, 2))) as data:
+        assert data.array.nchunks == 4
+        assert data.reads() == 0
+        model = GaussianMixture(1, solver="em").fit(data.array)
+        assert data.reads() == model.n_passes_
+        data.array[:10]
+        with pytest.raises(AssertionError, match="c/0/0"):
+            data.reads()
+
+
+def test_every_cell_has_a_name_of_its_own_and_a_limit() -> None:
+    cells, reads = import_module("cells"), import_module("reads")
+    assert len({cell.name for cell in cells.CELLS}) == len(cells.CELLS) == 34
+    assert {cell.kind for cell in cells.CELLS} == set(reads.LIMITS)
+    with pytest.raises(SystemExit, match=r"No cell is like 'nothing'\. There are: gaussian-d2-k4-2, "):
+        cells.cells_like(["nothing"])
+
+
+def test_rows_lie_sorted_and_the_sample_is_what_the_suite_says() -> None:
+    (cell,) = import_module("cells").cells_like(["t-d2-k4-1.5"])
+    rows = cell.rows(0)
+    assert (np.diff(rows[:, 0]) >= 0).all()
+    assert (len(rows), cell.n_parameters, cell.sample_rows(len(rows))) == (200_000, 23, 20_000)
+
+
+def test_results_are_not_measured_again(tmp_path: Path) -> None:
+    """Those of another method, seed or cell are, and a line that was cut off is."""
+    results = import_module("results")
+    asked: list[tuple[str, int, list[str]]] = []
+
+    def work(cell: Any, seed: int, methods: list[str]) -> Any:
+        asked.append((cell.name, seed, methods))
+        yield from ({"method": method} for method in methods)
+
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps({"cell": "coads-k4", "seed": 0, "method": "a"}) + "\n" + '{"cell": "coads-k4", "se\n')
+    arguments = argparse.Namespace(results=path, cells=["coads-k4"], seeds=2, jobs=1)
+    lines = results.measure(arguments, work, ["a", "b"])
+    assert asked == [("coads-k4", 0, ["b"]), ("coads-k4", 1, ["a", "b"])]
+    assert sorted((line["seed"], line["method"]) for line in lines) == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    assert results.measure(arguments, work, ["a", "b"]) == lines
+    assert len(asked) == 2
+
+
+def lines_of(gaps: dict[str, tuple[float, float]], unit: float) -> list[dict[str, Any]]:
+    """Results of a cell whose optimum is -1, whatever the seed; gaps in units of U."""
+    return [
+        {
+            "cell": "coads-k4",
+            "seed": seed,
+            "method": method,
+            "n": 99_235,
+            "sample_rows": 19_847,
+            "likelihoods": [-1.0 - unit * gap for gap in pair],
+            "optimum": -1.0,
+            "inner_steps": 10,
+            "rejected": int(seed == 0),
+            "passes": 5,
+        }
+        for seed in range(4)
+        for method, pair in gaps.items()
+    ]
+
+
+def test_the_table_says_what_is_met() -> None:
+    reads = import_module("reads")
+    (cell,) = import_module("cells").cells_like(["coads-k4"])
+    unit = cell.unit(99_235)
+    found = reads.summaries(cell, lines_of({"auto": (1.0, 0.6), "anderson": (2.0, 0.3), "em": (3.0, 2.0)}, unit))
+    assert [summary.method for summary in found] == reads.METHODS
+    np.testing.assert_allclose(found[0].medians, [1.0, 0.6], rtol=1e-6)
+    assert not found[0].within
+    assert str(found[0]).endswith("1.5 and 0.5  NO")
+    said = "\n".join(reads.verdicts(found[:1], [found[1:]]))
+    assert "rejected reads: 1 of 20 (5.0%)" in said
+    assert "after 4 reads our median is at most 1.5 times the better of the other two in 1 of 1 cells" in said
+    assert "after 6 reads our median is at most 1.5 times the better of the other two in 0 of 1 cells" in said
+    assert "at most 2.00 times" in said
+
+
+def test_what_an_optimum_lacks_is_measured_from_the_best_of_all() -> None:
+    """Over seeds as well where the rows are real; seeds that miss a method are left out."""
+    reads = import_module("reads")
+    (cell,) = import_module("cells").cells_like(["coads-k4"])
+    unit = cell.unit(99_235)
+    lines = lines_of(dict.fromkeys(reads.METHODS, (1.0, 0.1)), unit)
+    lines[0]["optimum"] += 3 * unit
+    found = reads.summaries(cell, lines[:-1])
+    np.testing.assert_allclose(found[0].lacking, [0.0, 3.0, 3.0], atol=1e-6)
+    np.testing.assert_allclose(found[1].lacking, [3.0, 3.0, 3.0], atol=1e-6)
+
+
+def test_scikit_learn_goes_on_from_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same bounds, as if it had not been cut off; and it ends where it has come to the target."""
+    against = import_module("against_sklearn")
+    rows, _ = against.recipe(against.K, against.D, 3_000, 2.0, 0)
+    whole = against.until_as_good(rows, np.inf, tmp_path / "whole.jsonl")
+    cut, kept = tmp_path / "cut.jsonl", []
+
+    def append(path: Path, line: dict[str, Any]) -> None:
+        kept.append(line)
+        if line["iteration"] == 3:
+            raise KeyboardInterrupt("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(against, "append", append)
+        with pytest.raises(KeyboardInterrupt, match="cut off"):
+            against.until_as_good(rows, np.inf, cut)
+    resumed = against.until_as_good(rows, np.inf, cut)
+    assert (resumed["likelihood"], resumed["iterations"]) == (whole["likelihood"], whole["iterations"])
+    assert not resumed["reached"]
+    early = against.until_as_good(rows, kept[1]["bound"], tmp_path / "early.jsonl")
+    assert (early["iterations"], early["reached"]) == (2, True)
