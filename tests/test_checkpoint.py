@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from streamgmm.errors import FileFormatError, ParameterError
 from streamgmm.history import Log
 from streamgmm.synthetic import recipe
 
-ROWS, LABELS = recipe(4, 3, 24_000, 1.0, 3)
+#: A fit of these takes three reads or four after that of the start, and few steps on the sample between them.
+ROWS, LABELS = recipe(4, 3, 24_000, 1.5, 4)
 SETTINGS = {"n_components": 4, "random_state": 0, "sample_rows": 4_000}
 #: How a fit reads: few times, accelerated for want of a large sample, and as textbook EM from several starts.
 WAYS: dict[str, dict[str, Any]] = {
@@ -62,22 +66,39 @@ def of_both(model: GaussianMixture) -> tuple[Any, ...]:
     return model.lower_bounds_, model.n_passes_, model.converged_, records, model.effective_rows_
 
 
+@pytest.fixture(scope="module", params=WAYS)
+def never_stopped(request, tmp_path_factory) -> tuple[str, GaussianMixture]:
+    """A way, and its fit with a checkpoint, which is that without one."""
+    way = request.param
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The fit did not converge")
+        whole = model_for(way).fit(ROWS, checkpoint=tmp_path_factory.mktemp("whole") / "c")
+        assert_identical(model_for(way).fit(ROWS), whole)
+    assert whole.n_iter_ > 2
+    return way, whole
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The checkpoint of a fit that has ended."""
+    path = tmp_path_factory.mktemp("finished") / "c"
+    model_for().fit(ROWS, checkpoint=path)
+    return path
+
+
 # -- the same bits ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The fit did not converge")
 @pytest.mark.parametrize("passes", [0, 1, 2])
-@pytest.mark.parametrize("way", WAYS)
-def test_what_goes_on_ends_as_what_was_never_stopped(way, passes, tmp_path, monkeypatch):
-    whole = model_for(way).fit(ROWS, checkpoint=tmp_path / "whole")
-    assert whole.n_iter_ > 2
-    assert_identical(model_for(way).fit(ROWS), whole)
+def test_what_goes_on_ends_as_what_was_never_stopped(never_stopped, passes, tmp_path, monkeypatch):
+    way, whole = never_stopped
     path = tmp_path / "stopped"
     stopped_after(passes, monkeypatch, StoppedError, lambda: model_for(way).fit(ROWS, checkpoint=path))
     again = model_for(way).fit(ROWS, checkpoint=path)
     assert_identical(again, whole)
     assert of_both(again) == of_both(whole)
-    first, second = (model.partial_fit(ROWS[:500]) for model in (whole, again))
+    first, second = (model.partial_fit(ROWS[:500]) for model in (copy.deepcopy(whole), again))
     assert_identical(first, second)
 
 
@@ -87,6 +108,20 @@ def test_every_structure_goes_on(kind, tmp_path, monkeypatch):
     whole = model_for(covariance_type=kind).fit(ROWS)
     stopped_after(1, monkeypatch, StoppedError, lambda: model_for(covariance_type=kind).fit(ROWS, checkpoint=path))
     again = model_for(covariance_type=kind).fit(ROWS, checkpoint=path)
+    assert_identical(again, whole)
+    assert of_both(again) == of_both(whole)
+
+
+@pytest.mark.parametrize("passes", [3, 5])
+def test_a_slow_fit_goes_on(passes, tmp_path, monkeypatch):
+    """Many reads after a small sample: what extrapolates slow reads is kept as well."""
+    rows, _ = recipe(3, 2, 24_000, 1.0, 1)
+    settings = {"n_components": 3, "sample_rows": 600}
+    whole = model_for(**settings).fit(rows)
+    assert whole.n_passes_ > 6
+    path = tmp_path / "c"
+    stopped_after(passes, monkeypatch, StoppedError, lambda: model_for(**settings).fit(rows, checkpoint=path))
+    again = model_for(**settings).fit(rows, checkpoint=path)
     assert_identical(again, whole)
     assert of_both(again) == of_both(whole)
 
@@ -124,9 +159,8 @@ OTHERS: dict[str, tuple[dict[str, Any], Any, str]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_another_fit_is_refused_with_what_differs(other, tmp_path):
-    path = tmp_path / "c"
-    model_for().fit(ROWS, checkpoint=path)
+def test_another_fit_is_refused_with_what_differs(other, finished, tmp_path):
+    path = shutil.copy(finished, tmp_path / "c")
     before = path.read_bytes()
     changed, rows, words = OTHERS[other]
     model = model_for(**changed)
@@ -178,9 +212,8 @@ def test_what_cannot_be_kept_is_said_before_anything_is_read(tmp_path):
         model_for().fit(ROWS, checkpoint=tmp_path / "model")
 
 
-def test_a_damaged_file_is_refused(tmp_path):
-    path = tmp_path / "c"
-    model_for().fit(ROWS, checkpoint=path)
+def test_a_damaged_file_is_refused(finished, tmp_path):
+    path = shutil.copy(finished, tmp_path / "c")
     data = bytearray(path.read_bytes())
     for place in (20, len(data) // 3, len(data) - 9):
         damaged = bytearray(data)
@@ -254,29 +287,29 @@ def begun(tmp_path: Path, name: str) -> subprocess.Popen[str]:
     return process
 
 
-def ended(tmp_path: Path, name: str) -> tuple[bytes, float]:
-    """The model of a fit that is left alone, and how many times it has read the rows."""
+def ended(tmp_path: Path, name: str) -> tuple[bytes, float, float]:
+    """The model of a fit that is left alone, how many times it has read the rows, and seconds from its beginning."""
     log = tmp_path / "rows.zarr.log"
     log.unlink(missing_ok=True)
     with begun(tmp_path, name) as process:
+        began = time.monotonic()
         assert process.wait() == 0
-    return (tmp_path / f"{name}.sgmm").read_bytes(), len(log.read_text().splitlines()) / CHUNKS
+    reads = len(log.read_text().splitlines()) / CHUNKS
+    return (tmp_path / f"{name}.sgmm").read_bytes(), reads, time.monotonic() - began
 
 
 def killed_fits(tmp_path: Path, kills: int) -> None:
     """SIGKILL at random instants; then the fit is left alone, and ends as the one that was never killed."""
     zarr.create_array(tmp_path / "rows.zarr", data=ROWS, chunks=(len(ROWS) // CHUNKS, 3))
-    began = time.monotonic()
-    whole, reads = ended(tmp_path, "whole")
-    seconds = time.monotonic() - began
+    whole, reads, seconds = ended(tmp_path, "whole")
     rng, found = np.random.default_rng(4), set()
     for name in map(str, range(kills)):
         with begun(tmp_path, name) as process:
-            time.sleep(rng.uniform(0.0, 0.5 * seconds))
+            time.sleep(rng.uniform(0.0, 0.8 * seconds))
             process.send_signal(signal.SIGKILL)
         checkpoint = tmp_path / f"{name}.checkpoint"
         done = reads_in(checkpoint) if checkpoint.exists() else 0
-        model, more = ended(tmp_path, name)
+        model, more, _ = ended(tmp_path, name)
         assert model == whole
         assert done + more == pytest.approx(reads), f"kill {name}: {more} reads after {done}"
         found.add(done)
