@@ -40,7 +40,7 @@ def test_a_read_is_a_read_of_every_chunk(scheduler, tmp_path):
 
 
 def test_threads_on_the_sample_change_no_bit(monkeypatch):
-    rows, _ = recipe(3, 2, 60_000, 1.0, 16)
+    rows, _ = recipe(3, 2, 60_000, 2.0, 16)
     model = GaussianMixture(3, sample_rows=40_000, random_state=0).fit(rows)
     monkeypatch.setattr("streamgmm.fitting.THREADED_PRODUCTS", 0)
     with dask.config.set(num_workers=3):
@@ -49,7 +49,7 @@ def test_threads_on_the_sample_change_no_bit(monkeypatch):
 
 def test_a_start_at_the_optimum_is_not_left_for_that_of_the_sample():
     """A warm start on the same rows: one read verifies it, and walks no farther than all rows tell."""
-    rows, _ = recipe(3, 2, 20_000, 1.0, 16)
+    rows, _ = recipe(3, 2, 20_000, 2.0, 16)
     model = GaussianMixture(3, sample_rows=4_000, random_state=0, tol=1e-9).fit(rows)
     reads, score = model.n_passes_, model.score(rows)
     model.set_params(warm_start=True, tol=None).fit(rows)
@@ -97,8 +97,12 @@ def test_a_small_sample_only_seeks_the_start(sample_rows, words, caplog):
     assert model.lower_bound_ - score < 1e-4
 
 
-def test_sorted_and_shuffled_rows_end_at_the_same_mixture():
-    rows, labels = recipe(4, 3, 20_000, 1.0, 19)
+@pytest.mark.parametrize(
+    ("separation", "seed"), [(1.5, 4), pytest.param(1.0, 19, marks=pytest.mark.long)], ids=["apart", "overlapping"]
+)
+def test_sorted_and_shuffled_rows_end_at_the_same_mixture(separation, seed):
+    """The more components overlap, the more reads lead to the last digits."""
+    rows, labels = recipe(4, 3, 20_000, separation, seed)
     start = mixture_of(rows, labels, "full")
     given = as_given(start)
     shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
