@@ -4,7 +4,7 @@ python benchmarks/cluster.py memory      # 4 GB in chunks of 8 MB on 2 workers o
 python benchmarks/cluster.py speed       # threads, a cluster in this process, workers of their own: ratios
 python benchmarks/cluster.py overhead    # 1,000 chunks of 100 kB: what scheduling costs a pass
 
-python benchmarks/cluster.py memory --gigabytes 0.4      # a short form
+python benchmarks/cluster.py memory --gigabytes 0.4 --sample-rows 4000    # a short form
 python benchmarks/cluster.py speed --directory /data     # keeps the store there and uses it again
 """
 
@@ -72,13 +72,14 @@ def spilled_bytes(dask_worker: Any) -> int:
     return int(sum(value for key, value in metrics.items() if key[0] == "disk-write" and key[-1] == "bytes"))
 
 
-def fit_in_small_workers(rows: Any, limit: str) -> dict[str, Any]:
+def fit_in_small_workers(rows: Any, limit: str, sample_rows: int | None) -> dict[str, Any]:
     """One fit on a fresh cluster of two workers with dask's own thresholds; what happened there."""
+    hyper = {"solver": "em", "max_iter": 3, "tol": 0.0, "random_state": 0, "sample_rows": sample_rows}
     small = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": limit, **LOOPBACK}
     with LocalCluster(**small) as cluster, Client(cluster) as c:
         before = {worker["nanny"]: worker["pid"] for worker in workers_of(c)}
         start = time.perf_counter()
-        model = GaussianMixture(16, solver="em", max_iter=3, tol=0.0, random_state=0)
+        model = GaussianMixture(16, **hyper)
         planned = model.plan(rows).worker_peak_bytes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # three passes do not converge, and need not
@@ -102,7 +103,7 @@ def workers_of(client: Client) -> list[dict[str, Any]]:
     return [{**worker, "pid": pids[address]} for address, worker in client.scheduler_info()["workers"].items()]
 
 
-def memory(directory: Path, gigabytes: float, limit: str) -> None:
+def memory(directory: Path, gigabytes: float, limit: str, sample_rows: int | None) -> None:
     path = store_of(directory, gigabytes)
     print(f"{gigabytes:g} GB in chunks of 8 MB, d = {D}, k = 16, 2 workers of {limit} with dask's own thresholds")
     names = (
@@ -110,7 +111,7 @@ def memory(directory: Path, gigabytes: float, limit: str) -> None:
     )
     print(f"{'rows from':>10}  {names}")
     for name, rows in (("zarr", str(path)), ("dask", da.from_zarr(path))):
-        found = fit_in_small_workers(rows, limit)
+        found = fit_in_small_workers(rows, limit, sample_rows)
         peaks, planned = " ".join(f"{peak / 1e6:.0f} MB" for peak in found["peaks"]), found["planned"] / 1e6
         print(
             f"{name:>10}  {found['passes']:6d}  {found['seconds']:7.1f}  {peaks:>16}  {planned:5.0f} MB  "
@@ -206,6 +207,7 @@ def main() -> None:
     parser.add_argument("what", choices=("memory", "speed", "overhead"))
     parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the data")
     parser.add_argument("--limit", default="400MB", help="memory of each worker")
+    parser.add_argument("--sample-rows", type=int, help="rows that the start is found on; the default is that of a fit")
     parser.add_argument("--repeats", type=int, default=3, help="passes that the median is taken of")
     parser.add_argument("--directory", type=Path, help="where the store is kept; a temporary place by default")
     arguments = parser.parse_args()
@@ -213,7 +215,7 @@ def main() -> None:
         directory = arguments.directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
         if arguments.what == "memory":
-            memory(directory, arguments.gigabytes, arguments.limit)
+            memory(directory, arguments.gigabytes, arguments.limit, arguments.sample_rows)
         elif arguments.what == "speed":
             speed(directory, arguments.gigabytes, arguments.repeats)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 import tracemalloc
@@ -53,11 +54,9 @@ memory.compare(Path(sys.argv[2]), [float(sys.argv[3])], 2)
 
 
 def peak_of_one_pass(folder: Path, gigabytes: float) -> tuple[float, float]:
-    """(peak, planned) in MB of a fresh process that measures itself; the store is written by another one."""
+    """(peak, planned) in MB of a fresh process that measures itself; the store is written by this one."""
+    runpy.run_path(str(SCRIPT))["store_of"](folder, gigabytes)
     common = [str(SCRIPT.parent), str(folder), str(gigabytes)]
-    write = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import memory; "
-    write += "memory.store_of(pathlib.Path(sys.argv[2]), float(sys.argv[3]))"
-    subprocess.run([sys.executable, "-c", write, *common], check=True)
     printed = subprocess.run([sys.executable, "-c", ONE_PASS, *common], check=True, capture_output=True, text=True)
     ((peak, planned),) = re.findall(r"GB +([\d.]+) MB +([\d.]+) MB", printed.stdout)
     return float(peak), float(planned)
@@ -81,9 +80,9 @@ def test_the_peak_at_1_gb_and_at_8_gb(tmp_path):
     assert large < planned_large
 
 
-def small_workers(folder: Path, gigabytes: float) -> None:
+def small_workers(folder: Path, gigabytes: float, *options: str) -> None:
     """Two workers of 400 MB under dask's own thresholds, as benchmarks/cluster.py reports them: zarr, then dask."""
-    command = [sys.executable, str(SCRIPT.with_name("cluster.py")), "memory", "--gigabytes", str(gigabytes)]
+    command = [sys.executable, str(SCRIPT.with_name("cluster.py")), "memory", "--gigabytes", str(gigabytes), *options]
     done = subprocess.run([*command, "--directory", str(folder)], check=True, capture_output=True, text=True)
     line = r"^ +(zarr|dask) +4 +[\d.]+ +(\d+) MB (\d+) MB +(\d+) MB +(\d+) +(\d+) +(\d+)$"
     found = re.findall(line, done.stdout, flags=re.MULTILINE)
@@ -95,7 +94,8 @@ def small_workers(folder: Path, gigabytes: float) -> None:
 
 
 def test_small_workers_do_not_spill_pause_or_restart(tmp_path):
-    small_workers(tmp_path, 0.048)
+    """Short form: few chunks, and a start that is found on few rows, which is the work of no worker."""
+    small_workers(tmp_path, 0.048, "--sample-rows", "4000")
 
 
 @pytest.mark.long
