@@ -88,8 +88,10 @@ class Keeper:
         if not path.exists():
             return cls(path, seed, identity)
         contents = read(path, "checkpoint")
-        found = {**contents.facts["identity"]}
-        theirs = int(contents.facts["seed"], 16)
+        try:
+            found, theirs = dict(contents.facts["identity"]), int(contents.facts["seed"], 16)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unusable(path, error) from error
         if any_seed:
             seed = theirs
         differences = _differences({**found, "seed": f"{theirs:x}"}, {**identity, "seed": f"{seed:x}"})
@@ -103,10 +105,7 @@ class Keeper:
             if not isinstance(kept, Kept):
                 raise TypeError("no state of a fit")
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise FileFormatError(
-                f"{path.name} cannot be gone on from ({error or type(error).__name__}): another version of streamgmm "
-                "wrote it, or it is damaged. Use that version, or another path to begin anew."
-            ) from error
+            raise _unusable(path, error) from error
         return cls(path, seed, identity, kept)
 
     @property
@@ -138,6 +137,13 @@ class Keeper:
             facts, arrays = packed(kept)
             facts = {"identity": dict(self.identity), "seed": f"{self.seed:x}", "kept": facts}
             write(self.path, Contents("checkpoint", facts, arrays))
+
+
+def _unusable(path: Path, error: Exception) -> FileFormatError:
+    return FileFormatError(
+        f"{path.name} cannot be gone on from ({error or type(error).__name__}): another version of streamgmm wrote it, "
+        "or it is damaged. Use that version, or another path to begin anew."
+    )
 
 
 def require_keepable(solver: str, path: Any) -> None:

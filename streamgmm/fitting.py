@@ -44,20 +44,13 @@ from streamgmm.streams import sample_index
 
 logger = logging.getLogger("streamgmm")
 
-DEFAULT_TOL = 1e-3
-#: By default the gap to the optimum may be this part of P / 2n, the statistical error of the exact estimate.
-DEFAULT_GAP = 0.1
 SMALLEST_SAMPLE = 20_000
 #: Rows of the sample for each free parameter: the first where they take no more than AMPLE_SAMPLE_BYTES.
 AMPLE_ROWS, SUFFICIENT_ROWS = 300, 100
 AMPLE_SAMPLE_BYTES = 64 * 2**20
 LARGEST_SAMPLE_BYTES = 512 * 2**20
-#: Below so many rows of the sample for each free parameter its statistics say too little of those of all rows.
-SURROGATE_ROWS = 30
 #: A pass over the sample of fewer products than this is done sooner in one thread.
 THREADED_PRODUCTS = 100_000_000
-#: Gains of EM's passes add up to more than the last one: it must be smaller than the gap that is allowed.
-LAST_GAIN = 0.1
 #: Rows that are drawn at most where only a few of them count: their numbers go out to every task.
 MOST_DRAWN = 1_000_000
 

@@ -496,12 +496,24 @@ def m_step(
             "The sufficient statistics are not finite: squares of the data overflow float64. Divide the features by a "
             "power of ten that brings them below about 1e150."
         )
-    mass = stats.mass
-    alive = mass > max(10.0 * np.finfo(np.float64).eps, least_share) * stats.weight
+    mass, alive = stats.mass, _alive(stats, least_share)
     _, offset = mean_offsets(stats, alive)
     means = np.where(alive[:, None], stats.origin + offset / stats.scale, previous.means)
     covariance = previous.covariance.scaled(stats.scale).updated(stats, alive, reg_covar * stats.scale**2)
     # rows at LOG_FLOOR weigh about 1e-300 each: a variance made of them alone is that of a collapsed component
     collapsed = np.abs(covariance.values) < LEAST_VARIANCE
     covariance = type(covariance)(np.where(collapsed, 0.0, covariance.values)).scaled(1.0 / stats.scale)
-    return MixtureParams(mass / mass.sum(), means, covariance), MStepReport(tuple(map(int, np.flatnonzero(~alive))))
+    return MixtureParams(mass / mass.sum(), means, covariance), MStepReport(_numbers(~alive))
+
+
+def starved_components(stats: SufficientStats) -> tuple[int, ...]:
+    """Components that keep their mean and covariance in the M-step of these statistics."""
+    return _numbers(~_alive(stats, 0.0))
+
+
+def _alive(stats: SufficientStats, least_share: float) -> Booleans:
+    return np.asarray(stats.mass > max(10.0 * np.finfo(np.float64).eps, least_share) * stats.weight)
+
+
+def _numbers(chosen: Booleans) -> tuple[int, ...]:
+    return tuple(map(int, np.flatnonzero(chosen)))

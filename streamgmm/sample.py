@@ -90,7 +90,8 @@ class Sample:
         """Rows of equal weight that would tell as much (Kish 1965)."""
         if self.weights is None:
             return float(len(self.rows))
-        return float(self.weights.sum() ** 2 / (self.weights @ self.weights))
+        relative = self.weights / self.weights.max()  # their squares neither vanish nor overflow
+        return float(relative.sum() ** 2 / (relative @ relative))
 
     @property
     def left_out(self) -> float:

@@ -12,7 +12,7 @@ from streamgmm.caches import make_caches
 from streamgmm.checkpoint import Keeper, State
 from streamgmm.errors import NumericalError
 from streamgmm.history import Log, PassRecord
-from streamgmm.kernel import e_step, e_step_each, prepare
+from streamgmm.kernel import e_step, e_step_each, prepare, starved_components
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Executor, Source
 from streamgmm.sample import Sample
@@ -108,7 +108,8 @@ class Outcome:
     def of_progress(cls, progress: Progress, tol: float) -> Outcome:
         """Batches go on from pseudo-data of the published mixture, which follows from no statistics."""
         bounds = _rising(progress.bounds)
-        result = FitResult(progress.published, bounds, progress.converged, len(bounds), ())
+        starved = () if progress.best is None else starved_components(progress.best.stats)
+        result = FitResult(progress.published, bounds, progress.converged, len(bounds), starved)
         return cls(result, progress.running, tol, progress.gap, progress.first_gap)
 
     @classmethod

@@ -23,6 +23,7 @@ from test_reads import CountingStore, keys_of
 
 from streamgmm import GaussianMixture, open_source
 from streamgmm.errors import FileFormatError, ParameterError
+from streamgmm.files import Contents, write
 from streamgmm.history import Log
 from streamgmm.synthetic import recipe
 
@@ -221,6 +222,13 @@ def test_a_damaged_file_is_refused(finished, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(FileFormatError, match="damaged"):
             model_for().fit(ROWS, checkpoint=path)
+
+
+@pytest.mark.parametrize("facts", [{}, {"identity": {}, "seed": "no"}, {"identity": 3, "seed": "1"}])
+def test_a_file_of_another_version_is_refused(facts, tmp_path):
+    write(tmp_path / "c", Contents("checkpoint", facts, {}))
+    with pytest.raises(FileFormatError, match="cannot be gone on from"):
+        model_for().fit(ROWS, checkpoint=tmp_path / "c")
 
 
 # -- what stops it ---------------------------------------------------------------------------------------------------

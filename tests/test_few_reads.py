@@ -12,6 +12,7 @@ from mixtures import KINDS, as_given, assert_identical, mixture_of
 from test_reads import counted, keys_of
 
 from streamgmm import GaussianMixture, load, open_source
+from streamgmm.errors import DegenerateComponentWarning
 from streamgmm.synthetic import recipe
 
 
@@ -128,3 +129,21 @@ def test_a_fit_is_gone_on_from(kind, tmp_path):
     again.partial_fit(rows[:100])
     np.testing.assert_array_equal(again.means_, model.means_)
     assert 0 < np.abs(model.means_ - before).max() < 0.02
+
+
+def test_a_component_without_rows_is_warned_of():
+    rows, _ = recipe(2, 3, 20_000, 2.0, 1)
+    model = GaussianMixture(2, random_state=0, sample_rows=3_000, means_init=[[1e4] * 3, [0.0] * 3])
+    with pytest.warns(DegenerateComponentWarning, match=r"\[0\] have lost all their rows"):
+        model.fit(rows)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e150])
+def test_the_unit_of_weights_does_not_matter(unit):
+    rows, _ = recipe(2, 3, 20_000, 2.0, 1)
+    weights = np.random.default_rng(0).uniform(0.5, 2.0, len(rows))
+    settings = {"n_components": 2, "random_state": 0, "sample_rows": 3_000}
+    model = GaussianMixture(**settings).fit(rows, sample_weight=weights)
+    other = GaussianMixture(**settings).fit(rows, sample_weight=weights * unit)
+    assert [r.inner_steps for r in other.history_] == [r.inner_steps for r in model.history_]
+    assert other.history_[-1].predicted_gap == pytest.approx(model.history_[-1].predicted_gap, rel=1e-3)
