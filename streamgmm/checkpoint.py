@@ -21,7 +21,8 @@ from streamgmm.protocols import Block, Executor, Source
 from streamgmm.quadratic import Nothing, Outer, SquaredLength, Squares
 from streamgmm.solvers.anderson import Accelerated, Coordinates, Secants
 from streamgmm.solvers.em import Restarts, Run
-from streamgmm.solvers.surrogate import Gain, Point, Progress, Trail
+from streamgmm.solvers.gain import Gain, Point
+from streamgmm.solvers.surrogate import Progress, Trail
 from streamgmm.sources import stamps_of
 from streamgmm.stats import Frame, Listed, SufficientStats
 from streamgmm.stored_values import packed, unpacked

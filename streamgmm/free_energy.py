@@ -77,3 +77,25 @@ class ExpectedLogJoint:
 def expected_log_joint(stats: SufficientStats, params: MixtureParams) -> float:
     """Q(stats; params), nats: the log-likelihood that the rows would have if their components were known, expected."""
     return ExpectedLogJoint.of(params, stats.scale)(stats)
+
+
+def regularisation(params: MixtureParams, reg_covar: float) -> Floats:
+    """(k,) what ``reg_covar`` takes from the log density of a component's rows, nats: reg_covar tr(inv Sigma_k) / 2.
+
+    With ``reg_covar`` on every variance the M-step maximises Q less the masses times these, not Q.
+    """
+    if reg_covar == 0.0:
+        return np.zeros(len(params.weights))
+    root = params.covariance.root(*params.means.shape)
+    return np.asarray(0.5 * reg_covar * root.precision_diagonal.sum(axis=1))
+
+
+def regularised_gain(gain: float, shares: Floats, taken: Floats) -> float:
+    """What counts of ``gain``, nats a row, where fixed points of EM with ``reg_covar`` are sought.
+
+    These do not maximise the likelihood: its slope there is that of the masses times ``regularisation``. The gain less
+    what that grew, on a straight way between two mixtures, rises with EM's steps and has no slope at its fixed points.
+
+    shares: (2, k) the components' shares of the rows before and after.  taken: (2, k) ``regularisation`` likewise.
+    """
+    return gain - float(shares.mean(axis=0) @ (taken[1] - taken[0]))

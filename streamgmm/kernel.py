@@ -405,6 +405,18 @@ def e_step_each(scorer: Scorer, block: Block) -> Listed:
     return Listed(e_step((scorer,), block).values)
 
 
+def score_rows(scorer: Scorer, block: Block) -> Listed:
+    """The log density (nats) and the responsibilities of every row of a block: (1 + k, b)."""
+    out = np.empty((1 + scorer.n_components, block.stop - block.start))
+    filled = 0
+    for tile, resp, log_density in scored_tiles(scorer, block):
+        require_densities(log_density, block, tile.row)
+        end = filled + len(log_density)
+        out[0, filled:end], out[1:, filled:end] = log_density, resp
+        filled = end
+    return Listed((out,))
+
+
 class _Sums:
     """Running sums of one model over the tiles of one block."""
 

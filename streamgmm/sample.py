@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from streamgmm.kernel import e_step, e_step_each, prepare
+from streamgmm.kernel import e_step, e_step_each, prepare, score_rows
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Executor, Floats, Piece
 from streamgmm.stats import Frame, SufficientStats
@@ -114,6 +114,13 @@ class Sample:
         """The statistics of each of its groups."""
         blocks = self._blocks(-(-len(self.rows) // GROUPS))
         return tuple(self.executor.map_reduce(e_step_each, prepare(params, self.frame), blocks, {}).values)
+
+    def scored(self, params: MixtureParams) -> tuple[Floats, Floats]:
+        """(m,) the log density of each of its rows, nats, and (k, m) their responsibilities."""
+        blocks = self._blocks(BLOCK_ROWS)
+        parts = self.executor.map_reduce(score_rows, prepare(params, self.frame), blocks, {}).values
+        found = np.concatenate(parts, axis=1)
+        return found[0], found[1:]
 
     def _blocks(self, size: int) -> list[SampleBlock]:
         return [

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
-import numpy as np
-
 from streamgmm.caches import make_caches
 from streamgmm.checkpoint import Keeper, State
 from streamgmm.errors import NumericalError
@@ -101,13 +99,9 @@ class Outcome:
         return cls(result, running, tol, gap)
 
     @classmethod
-    def of_accelerated(cls, result: FitResult, tol: float) -> Outcome:
-        return cls.of(replace(result, lower_bounds=_rising(result.lower_bounds)), tol)
-
-    @classmethod
     def of_progress(cls, progress: Progress, tol: float) -> Outcome:
         """Batches go on from pseudo-data of the published mixture, which follows from no statistics."""
-        bounds = _rising(progress.bounds)
+        bounds = progress.bounds
         starved = () if progress.best is None else starved_components(progress.best.stats)
         result = FitResult(progress.published, bounds, progress.converged, len(bounds), starved)
         return cls(result, progress.running, tol, progress.gap, progress.first_gap)
@@ -118,7 +112,7 @@ class Outcome:
         if isinstance(state, Progress):
             return cls.of_progress(state, gap)
         if isinstance(state, Accelerated):
-            return cls.of_accelerated(state.result(), LAST_GAIN * gap)
+            return cls.of(state.result(), LAST_GAIN * gap)
         return cls.of(state.result(), settings.change if settings.solver == "em" else LAST_GAIN * gap)
 
 
@@ -226,7 +220,7 @@ def _on_all_rows(job: Job, begun: Accelerated | Progress, index: int) -> Outcome
             report=report,
             keep=keep,
         )
-        return Outcome.of_accelerated(result, change)
+        return Outcome.of(result, change)
     progress = surrogate_em(
         job.rows.read_one,
         job.sample,
@@ -255,15 +249,10 @@ def _say_too_small(job: Job, what: str) -> None:
 
 def _in_memory(found: Found, tol: float) -> FitResult:
     """The optimum of rows that are all in memory, which took no pass: converged where the last steps gain no more."""
-    bounds = _rising(found.result.lower_bounds)
+    bounds = found.result.lower_bounds
     gained = bounds[-1] - bounds[-min(LAST_STEPS, len(bounds))]
     converged = found.result.converged or (len(bounds) >= LAST_STEPS and gained <= LAST_GAIN * tol)
-    return replace(found.result, n_passes=0, lower_bounds=bounds, converged=converged)
-
-
-def _rising(bounds: tuple[float, ...]) -> tuple[float, ...]:
-    """The mean log-likelihood that the fit goes on from after each pass: one that was taken back changes nothing."""
-    return tuple(np.maximum.accumulate(bounds).tolist())
+    return replace(found.result, n_passes=0, converged=converged)
 
 
 def _mean_log_likelihood(sample: Sample, params: MixtureParams) -> float:

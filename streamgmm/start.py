@@ -188,7 +188,7 @@ class Found:
     @property
     def log_likelihood(self) -> float:
         """Nats a row of the sample."""
-        return max(self.result.lower_bounds)
+        return self.result.lower_bound
 
     def canonical(self) -> Found:
         """With its components in canonical order."""
@@ -232,7 +232,7 @@ def best_start(
     part = start_part(sample, starts[0].n_parameters)
     runs, failures = _followed(part, dict(enumerate(starts)), reg_covar, tol, most_steps)
     n_steps = sum(run.n_passes for run in runs.values())
-    for index in sorted(runs, key=lambda index: -max(runs[index].lower_bounds)):
+    for index in sorted(runs, key=lambda index: -runs[index].lower_bound):
         if part is sample:
             return Found(runs[index], index, n_steps)
         whole, failed = _followed(sample, {index: runs[index].params}, reg_covar, tol, most_steps)

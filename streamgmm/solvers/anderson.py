@@ -10,7 +10,9 @@ any kind: near a saddle, which EM leaves ever faster, it leads back there. Where
 prolonged instead, x' = x + |DX| / |DF| f (the step length of Varadhan & Roland 2008, S3, and never below one).
 
 A pass that finds a lower likelihood is taken back: the next one is at the EM step from the best parameters, which
-cannot be worse. Each time that happens in a row, twice as many EM steps are taken before the next attempt.
+cannot be worse. Each time that happens in a row, twice as many EM steps are taken before the next attempt. With
+``reg_covar`` EM does not ascend the likelihood itself: what is compared is ``regularised_gain``, and EM's own step,
+whose fixed points are sought, is never taken back.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 
 from streamgmm.covariance import AbstractCovariance
 from streamgmm.errors import NumericalError
+from streamgmm.free_energy import regularisation, regularised_gain
 from streamgmm.history import PassRecord
 from streamgmm.kernel import m_step
 from streamgmm.params import MixtureParams
@@ -123,9 +126,9 @@ class Secants:
 class Accelerated:
     """Where Anderson-accelerated EM stands: the next pass is taken at ``next``.
 
-    best: the parameters with the highest likelihood so far, step: the EM step from them, stats: their statistics.
-    bounds: mean log-likelihood of every pass.  gains: of the last two that were not taken back.  quiet: passes in a row
-    that gained next to nothing.  setbacks: extrapolations in a row that were taken back.
+    best: the best parameters so far, step: the EM step from them, stats: their statistics.  bounds: mean log-likelihood
+    of the best ones after every pass.  found: that of the last pass.  gains: of the last two that were not taken back.
+    quiet: passes in a row that changed next to nothing.  setbacks: extrapolations in a row that were taken back.
     """
 
     coordinates: Coordinates
@@ -134,6 +137,7 @@ class Accelerated:
     step: MixtureParams
     stats: SufficientStats | None = None
     bounds: tuple[float, ...] = ()
+    found: float = -inf
     gains: tuple[float, float] = (inf, inf)
     starved: tuple[int, ...] = ()
     secants: Secants = field(default_factory=Secants)
@@ -161,10 +165,9 @@ class Accelerated:
     def after(self, stats: SufficientStats, tol: float, reg_covar: float) -> Accelerated:
         """After a pass at ``next``. NumericalError where the EM step from there degenerates."""
         bound = stats.log_likelihood / stats.weight
-        gain = bound - self.bound
-        bounds = (*self.bounds, bound)
-        if gain < -ROUNDING * abs(bound):
-            return self.taken_back(bounds)
+        gain = self._gain(stats, reg_covar)
+        if gain < -ROUNDING * abs(bound) and self.next is not self.step:
+            return self.taken_back(bound)
         step, report = m_step(stats, self.next, reg_covar)
         step.covariance.root(*step.means.shape)
         secants = Secants()
@@ -176,22 +179,40 @@ class Accelerated:
             best=self.next,
             step=step,
             stats=stats,
-            bounds=bounds,
+            bounds=(*self.bounds, bound),
+            found=bound,
             gains=(self.gains[1], gain),
             starved=report.starved,
             secants=secants,
-            quiet=self.quiet + 1 if gain < tol else 0,
+            quiet=self.quiet + 1 if abs(gain) < tol else 0,
             setbacks=self.setbacks if self.next is self.step else 0,
             rejected=False,
         )
 
+    def _gain(self, stats: SufficientStats, reg_covar: float) -> float:
+        """What ``next`` gains over ``best``, nats a row."""
+        if self.stats is None:
+            return inf
+        shares = np.array([of.mass / of.weight for of in (self.stats, stats)])
+        taken = np.array([regularisation(of, reg_covar) for of in (self.best, self.next)])
+        return regularised_gain(stats.log_likelihood / stats.weight - self.bound, shares, taken)
+
     def _extrapolated(self, secants: Secants) -> MixtureParams | None:
         return secants.mixture(self.coordinates) if len(secants.points) > min(2**self.setbacks, DEPTH) else None
 
-    def taken_back(self, bounds: tuple[float, ...]) -> Accelerated:
-        """Next is the EM step from the best parameters, and there is nothing to extrapolate from."""
+    def taken_back(self, found: float) -> Accelerated:
+        """Next is the EM step from the best parameters, and there is nothing to extrapolate from.
+
+        found: mean log-likelihood of the pass.
+        """
         return replace(
-            self, next=self.step, bounds=bounds, secants=Secants(), setbacks=self.setbacks + 1, rejected=True
+            self,
+            next=self.step,
+            bounds=(*self.bounds, self.bound),
+            found=found,
+            secants=Secants(),
+            setbacks=self.setbacks + 1,
+            rejected=True,
         )
 
     def learned(self, read: ReadOne, tol: float, reg_covar: float) -> Accelerated:
@@ -201,7 +222,7 @@ class Accelerated:
         except NumericalError:
             if self.next is self.step:
                 raise
-            return self.taken_back((*self.bounds, self.bound))
+            return self.taken_back(nan)
 
     def result(self) -> FitResult:
         """What is published if there is no further pass."""
@@ -211,7 +232,7 @@ class Accelerated:
         return PassRecord(
             iteration=len(self.bounds),
             restart=0,
-            log_likelihood=self.bounds[-1],
+            log_likelihood=self.found,
             change=nan if self.rejected else self.gains[1],
             converged=self.quiet >= QUIET,
             predicted_gap=self.predicted_gap,

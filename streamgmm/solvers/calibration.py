@@ -1,0 +1,221 @@
+"""A surrogate of the likelihood for mixtures of few parameters: the sample, weighted so that it tells what all rows do.
+
+Every read of all rows gives the means, over all of them, of functions that the sample knows row by row: the statistics
+r_k(x) (1, z, Q(z)) at the parameters of that read, and log p(x) there. The sample's rows get the weights w, nearest to
+one, with which their means of these are exactly those of all rows (calibration, the linear case of Deville & Särndal
+1992, by principal components of these controls). With D = log p_u - log p_theta of each row,
+
+    L(u) - L(theta)  is estimated by  mean(w D),    with error^2 = (1 - m / n) mean(e^2) / (m - q - 1),
+
+e what is left of D after regression on the q controls, for mean(w D) is the regression estimate. EM on the weighted
+sample would raise the estimate, and overstate it where it fits the sample's own rows. What is raised is its lower
+confidence bound, estimate - z error; that is, up to a constant, mean(omega D) with
+
+    omega = w - z sqrt((1 - m / n) / (m - q - 1)) e / sqrt(mean(e^2)),
+
+rows that speak for u count less and those against it more (that is the worst case over weights nearby: Duchi &
+Namkoong 2019). Steps are those of EM with these weights, accelerated as in ``anderson``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf, sqrt
+
+import numpy as np
+
+from streamgmm.errors import NumericalError
+from streamgmm.free_energy import ExpectedLogJoint, regularisation, regularised_gain
+from streamgmm.params import MixtureParams
+from streamgmm.protocols import Floats
+from streamgmm.quadratic import OUTER
+from streamgmm.sample import Sample
+from streamgmm.solvers.anderson import QUIET, Accelerated
+from streamgmm.solvers.gain import Gain, Point, Walk
+from streamgmm.stats import SufficientStats
+
+#: Rows of the sample for each control, and numbers that all controls have at most.
+ROWS_EACH = 50
+MOST_NUMBERS = 2**25
+#: The variance of a control below which it tells the same as others.
+COLLINEAR = 1e-6
+#: Weights below this are avoided: a mixture could gain without limit by its bad fit to rows that count against it.
+LEAST_WEIGHT = -0.5
+#: The walk has arrived where two steps in a row raise the bound by less than this part of it.
+ARRIVED = 1e-6
+
+
+def most_reads(sample: Sample, n_parameters: int) -> int:
+    """Reads that the sample can be calibrated to; 0 where there are too many parameters for one."""
+    most_controls = min(sample.size / ROWS_EACH, MOST_NUMBERS / len(sample))
+    return int(most_controls / (n_parameters + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """The sample as it tells the likelihood around a point.
+
+    densities: (m,) log p at the point.  shares: (m,) of the rows, sum one.  weighted: (m,) the same times their
+    calibrated weights.  controls: (q, m) uncorrelated, of mean zero and variance one.  taken: what ``reg_covar`` takes
+    at the point.  caution: standard errors that a bound lies below.
+    """
+
+    point: Point
+    sample: Sample
+    densities: Floats
+    shares: Floats
+    weighted: Floats
+    controls: Floats
+    taken: Floats
+    reg_covar: float
+    caution: float
+    misfit: float
+
+    @classmethod
+    def at(
+        cls, point: Point, sample: Sample, caution: float, others: Sequence[Point] = (), reg_covar: float = 0.0
+    ) -> Calibrated:
+        """others: further points that were read."""
+        weights = sample.row_weights
+        shares = weights / weights.sum()
+        densities, responsibilities = sample.scored(point.params)
+        columns, truth = [_row_statistics(point, sample, responsibilities)], [_flat(point.stats)]
+        for other in others:
+            log_density, responsibilities = sample.scored(other.params)
+            columns += [_row_statistics(other, sample, responsibilities), (log_density - densities)[None]]
+            truth += [_flat(other.stats), np.array([other.log_likelihood - point.log_likelihood])]
+        controls, target = _uncorrelated(np.concatenate(columns), np.concatenate(truth), shares)
+        misfit = float(target @ target) * sample.size / (sample.left_out * len(target)) if sample.left_out else 0.0
+        weights, controls = _calibrated(controls, target)
+        taken = regularisation(point.params, reg_covar)
+        return cls(point, sample, densities, shares, shares * weights, controls, taken, reg_covar, caution, misfit)
+
+    def told(self, params: MixtureParams, step: int) -> tuple[Gain, SufficientStats]:
+        """What ``params`` gain, and the statistics per row of the weighted sample there, whose log-likelihood is the
+        bound of all rows'. NumericalError where a component has no rows with these weights.
+        """
+        log_density, responsibilities = self.sample.scored(params)
+        rise = log_density - self.densities
+        free = max(self.sample.size - len(self.controls) - 1.0, 1.0)
+        spread = sqrt(self.sample.left_out / free * max(self.misfit, 1.0))
+        rest = rise - self.shares @ rise
+        rest = rest - (self.controls @ (self.shares * rest)) @ self.controls
+        deviation = sqrt(self.shares @ rest**2)
+        lean = self.caution * spread / deviation if deviation > 0.0 else 0.0
+        weights = self.weighted - lean * self.shares * rest
+        mass = responsibilities @ weights
+        if not (mass > 0.0).all():
+            raise NumericalError("A component has no rows of the weighted sample.")
+        estimate, error = float(self.weighted @ rise), spread * deviation
+        bound = self.point.log_likelihood + estimate - self.caution * error
+        stats = replace(_statistics(self.point, self.sample, responsibilities, weights), log_likelihood=bound)
+        return self._gain(params, mass, estimate, error, step), stats
+
+    def _gain(self, params: MixtureParams, mass: Floats, estimate: float, error: float, step: int) -> Gain:
+        stats = self.point.stats
+        taken = np.array([self.taken, regularisation(params, self.reg_covar)])
+        old = ExpectedLogJoint.of(self.point.params, stats.scale)
+        new = ExpectedLogJoint.of(params, stats.scale, old.origin)
+        exact = regularised_gain(new(stats) - old(stats), np.array([stats.mass, stats.mass]), taken)
+        estimate = regularised_gain(estimate, np.array([stats.mass, mass]), taken)
+        return Gain(exact, estimate, estimate - self.caution * error, step, error)
+
+    def walk(self, most_steps: int) -> Walk:
+        """Accelerated steps to the largest lower confidence bound, at most ``most_steps``.
+
+        NumericalError where EM's own step, the first one, degenerates.
+        """
+        em = self.point.em_step(self.reg_covar)
+        seen: list[tuple[MixtureParams, Gain]] = []
+
+        def read(params: MixtureParams) -> SufficientStats:
+            gain, stats = self.told(params, len(seen) + 1)
+            seen.append((params, gain))
+            return stats
+
+        state, n_steps = Accelerated.at(em), 0
+        while n_steps < most_steps and state.quiet < QUIET:
+            n_steps += 1
+            try:
+                state = state.learned(read, ARRIVED * max([0.0, *(gain.bound for _, gain in seen)]), self.reg_covar)
+            except (NumericalError, np.linalg.LinAlgError):
+                break
+        best, gain = max(seen, key=lambda tried: tried[1].bound, default=(em, Gain(0.0, 0.0, -inf, 0)))
+        return Walk(best, gain, max((tried.estimate for _, tried in seen), default=0.0), n_steps, em)
+
+
+def _centred(point: Point, sample: Sample, component: int) -> Floats:
+    """(d, m) the sample's rows about the origin of a component's statistics."""
+    stats = point.stats
+    return np.asarray(((sample.rows - stats.origin[component]) * stats.scale).T)
+
+
+def _row_statistics(point: Point, sample: Sample, responsibilities: Floats) -> Floats:
+    """(c, m) what each row of the sample adds to statistics like those of ``point``."""
+    stats, (k, m) = point.stats, responsibilities.shape
+    d, shared = len(stats.scale), len(stats.common) > 0
+    rows = np.empty((k, stats.moments.shape[1], m))
+    common = np.zeros((len(stats.common), m))
+    squares = np.empty_like(common)
+    for j, mine in enumerate(responsibilities):
+        z = _centred(point, sample, j)
+        rows[j, 0] = mine
+        rows[j, 1 : 1 + d] = mine * z
+        stats.quadratic.expand(z, rows[j, 1 + d :])
+        rows[j, 1 + d :] *= mine
+        if shared:
+            OUTER.expand(z, squares)
+            common += mine * squares
+    return np.concatenate([rows.reshape(-1, m), common])
+
+
+def _flat(stats: SufficientStats) -> Floats:
+    """(c,) in the order of ``_row_statistics``."""
+    return np.concatenate([stats.moments.ravel(), stats.common])
+
+
+def _statistics(point: Point, sample: Sample, responsibilities: Floats, weights: Floats) -> SufficientStats:
+    """Statistics like those of ``point``, of the sample's rows with these weights, which sum to one."""
+    stats = point.stats
+    d = len(stats.scale)
+    moments, common = np.empty_like(stats.moments), np.zeros_like(stats.common)
+    for j, mine in enumerate(responsibilities * weights):
+        z = _centred(point, sample, j)
+        moments[j, 0] = mine.sum()
+        moments[j, 1 : 1 + d] = z @ mine
+        moments[j, 1 + d :] = stats.quadratic.weighted_sum(z, mine)
+        if len(common):
+            common += OUTER.weighted_sum(z, mine)
+    return replace(stats, moments=moments, common=common)
+
+
+def _uncorrelated(columns: Floats, truth: Floats, shares: Floats) -> tuple[Floats, Floats]:
+    """Controls (q, m) of mean zero, variance one and no correlation that span columns (c, m).
+
+    Those of next to no variance are left out.  truth: (c,) means of the columns over all rows; returned as well, (q,).
+    """
+    means = columns @ shares
+    columns, truth = columns - means[:, None], truth - means
+    spread = np.sqrt(columns**2 @ shares)
+    apart = spread > np.sqrt(np.finfo(np.float64).tiny) + COLLINEAR * np.abs(means)
+    columns, truth = columns[apart] / spread[apart, None], truth[apart] / spread[apart]
+    variances, axes = np.linalg.eigh((columns * shares) @ columns.T)
+    kept = variances > COLLINEAR
+    axes = (axes[:, kept] / np.sqrt(variances[kept])).T
+    return axes @ columns, axes @ truth
+
+
+def _calibrated(controls: Floats, target: Floats) -> tuple[Floats, Floats]:
+    """Weights (m,) around one with which the controls' means are ``target``, and the controls for which that is so.
+
+    Where a weight would be below LEAST_WEIGHT, the control that lowers it most is given up.
+    """
+    used = np.ones(len(target), dtype=bool)
+    weights = 1.0 + target @ controls
+    while weights.min() < LEAST_WEIGHT:
+        lowered = np.where(used, controls[:, weights.argmin()] * target, 0.0)
+        worst = int(lowered.argmin())
+        used[worst] = False
+        weights = weights - target[worst] * controls[worst]
+    return weights, controls[used]
