@@ -7,14 +7,15 @@ one, with which their means of these are exactly those of all rows (calibration,
 
     L(u) - L(theta)  is estimated by  mean(w D),    with error^2 = (1 - m / n) mean(e^2) / (m - q - 1),
 
-e what is left of D after regression on the q controls, for mean(w D) is the regression estimate. EM on the weighted
-sample would raise the estimate, and overstate it where it fits the sample's own rows. What is raised is its lower
-confidence bound, estimate - z error; that is, up to a constant, mean(omega D) with
+for mean(w D) is the regression estimate: e is what is left of D after regression on the q controls, by 1 - h, h the
+leverage of the row, for a row that alone decides a control fits it too well (HC3: MacKinnon & White 1985). EM on the
+weighted sample would raise the estimate, and overstate it where it fits the sample's own rows. What is raised is its
+lower confidence bound, estimate - z error; that is, up to a constant, mean(omega D) with
 
-    omega = w - z sqrt((1 - m / n) / (m - q - 1)) e / sqrt(mean(e^2)),
+    omega = w - z sqrt((1 - m / n) / (m - q - 1)) R(e / (1 - h)) / sqrt(mean(e^2)),
 
-rows that speak for u count less and those against it more (that is the worst case over weights nearby: Duchi &
-Namkoong 2019). Steps are those of EM with these weights, accelerated as in ``anderson``.
+R the regression's remainder: rows that speak for u count less and those against it more (that is the worst case over
+weights nearby: Duchi & Namkoong 2019). Steps are those of EM with these weights, accelerated as in ``anderson``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ MOST_NUMBERS = 2**25
 COLLINEAR = 1e-6
 #: Weights below this are avoided: a mixture could gain without limit by its bad fit to rows that count against it.
 LEAST_WEIGHT = -0.5
+#: The least 1 - h, of rows that alone decide a control.
+LEAST_INDEPENDENCE = 0.1
 #: The walk has arrived where two steps in a row raise the bound by less than this part of it.
 ARRIVED = 1e-6
 
@@ -57,8 +60,9 @@ class Calibrated:
     """The sample as it tells the likelihood around a point.
 
     densities: (m,) log p at the point.  shares: (m,) of the rows, sum one.  weighted: (m,) the same times their
-    calibrated weights.  controls: (q, m) uncorrelated, of mean zero and variance one.  taken: what ``reg_covar`` takes
-    at the point.  caution: standard errors that a bound lies below.
+    calibrated weights.  controls: (q, m) uncorrelated, of mean zero and variance one.  independence: (m,) one less
+    each row's leverage on them.  taken: what ``reg_covar`` takes at the point.  caution: standard errors that a bound
+    lies below.  misfit: how far the sample's means are from those of all rows, in variance; one by chance.
     """
 
     point: Point
@@ -67,6 +71,7 @@ class Calibrated:
     shares: Floats
     weighted: Floats
     controls: Floats
+    independence: Floats
     taken: Floats
     reg_covar: float
     caution: float
@@ -88,8 +93,12 @@ class Calibrated:
         controls, target = _uncorrelated(np.concatenate(columns), np.concatenate(truth), shares)
         misfit = float(target @ target) * sample.size / (sample.left_out * len(target)) if sample.left_out else 0.0
         weights, controls = _calibrated(controls, target)
+        independence = np.maximum(1.0 - shares * np.einsum("qm,qm->m", controls, controls), LEAST_INDEPENDENCE)
         taken = regularisation(point.params, reg_covar)
-        return cls(point, sample, densities, shares, shares * weights, controls, taken, reg_covar, caution, misfit)
+        weighted = shares * weights
+        return cls(
+            point, sample, densities, shares, weighted, controls, independence, taken, reg_covar, caution, misfit
+        )
 
     def told(self, params: MixtureParams, step: int) -> tuple[Gain, SufficientStats]:
         """What ``params`` gain, and the statistics per row of the weighted sample there, whose log-likelihood is the
@@ -99,11 +108,10 @@ class Calibrated:
         rise = log_density - self.densities
         free = max(self.sample.size - len(self.controls) - 1.0, 1.0)
         spread = sqrt(self.sample.left_out / free * max(self.misfit, 1.0))
-        rest = rise - self.shares @ rise
-        rest = rest - (self.controls @ (self.shares * rest)) @ self.controls
+        rest = self._unexplained(rise) / self.independence
         deviation = sqrt(self.shares @ rest**2)
         lean = self.caution * spread / deviation if deviation > 0.0 else 0.0
-        weights = self.weighted - lean * self.shares * rest
+        weights = self.weighted - lean * self.shares * self._unexplained(rest / self.independence)
         mass = responsibilities @ weights
         if not (mass > 0.0).all():
             raise NumericalError("A component has no rows of the weighted sample.")
@@ -111,6 +119,11 @@ class Calibrated:
         bound = self.point.log_likelihood + estimate - self.caution * error
         stats = replace(_statistics(self.point, self.sample, responsibilities, weights), log_likelihood=bound)
         return self._gain(params, mass, estimate, error, step), stats
+
+    def _unexplained(self, values: Floats) -> Floats:
+        """(m,) what is left of values of the rows after regression on the controls."""
+        rest = values - self.shares @ values
+        return np.asarray(rest - (self.controls @ (self.shares * rest)) @ self.controls)
 
     def _gain(self, params: MixtureParams, mass: Floats, estimate: float, error: float, step: int) -> Gain:
         stats = self.point.stats
@@ -209,13 +222,14 @@ def _uncorrelated(columns: Floats, truth: Floats, shares: Floats) -> tuple[Float
 def _calibrated(controls: Floats, target: Floats) -> tuple[Floats, Floats]:
     """Weights (m,) around one with which the controls' means are ``target``, and the controls for which that is so.
 
-    Where a weight would be below LEAST_WEIGHT, the control that lowers it most is given up.
+    Where a row's weight would be below LEAST_WEIGHT, the combination of controls that tells most of this row is given
+    up; the row then counts once, and the others are uncorrelated as before.
     """
-    used = np.ones(len(target), dtype=bool)
     weights = 1.0 + target @ controls
     while weights.min() < LEAST_WEIGHT:
-        lowered = np.where(used, controls[:, weights.argmin()] * target, 0.0)
-        worst = int(lowered.argmin())
-        used[worst] = False
-        weights = weights - target[worst] * controls[worst]
-    return weights, controls[used]
+        direction = controls[:, weights.argmin()]
+        direction = direction / np.sqrt(direction @ direction)
+        controls = controls - np.outer(direction, direction @ controls)
+        target = target - direction * (direction @ target)
+        weights = 1.0 + target @ controls
+    return weights, controls

@@ -69,9 +69,10 @@ class Walk:
     em: MixtureParams
 
     def published(self, *, trusted: bool) -> MixtureParams:
-        """The end of the walk where it is not worse than the point: for certain, or with confidence if that is
-        ``trusted``; else EM's own step."""
-        return self.params if self.gain.exact >= 0.0 or (trusted and self.gain.bound > 0.0) else self.em
+        """The end of the walk where it is not worse than the point: for certain, or by far more than its error if that
+        is ``trusted``; else EM's own step."""
+        surely = trusted and self.gain.bound > 0.5 * self.gain.estimate
+        return self.params if self.gain.exact >= 0.0 or surely else self.em
 
 
 def gained(before: Point, after: Point, reg_covar: float) -> float:

@@ -43,6 +43,8 @@ from streamgmm.stats import SufficientStats
 NOTHING = Gain(0.0, 0.0, 0.0, 0)
 #: Steps in memory between two reads, at most.
 MOST_STEPS = 128
+#: Too few to see how much is left where EM creeps: the same before a fit ends.
+LAST_STEPS = 512
 #: Standard errors that the bound lies below the estimate, beside what the parameters of the sample's own fit need.
 CAUTION = 2.0
 #: Rows of the sample for each parameter: fewer make the bound twice as careful.
@@ -55,10 +57,6 @@ SLOW = 0.5
 MISLED = 3.0
 #: A sample whose means are farther from those of all rows than chance makes them, in variance, is not calibrated.
 MISFIT = 10.0
-#: A walk that ends within so few steps though the surrogate promises so much more is made bolder.
-STALLED_STEPS = 3
-STALLED_GAIN = 1.5
-LEAST_CAUTION = 0.25
 #: What the sample's optimum lacks may be so many times P/2 (1/m - 1/n) before the sample is called misleading. Rows
 #: that no mixture fits, as flights are, come to 8.
 FAR = 20.0
@@ -151,25 +149,23 @@ class Progress:
         best = told.best
         assert best is not None
         way = told.walk(sample, reg_covar)
-        p = best.params.n_parameters
-        stalled = way.gain.step <= STALLED_STEPS and way.promised > STALLED_GAIN * way.gain.estimate
-        caution = told.caution
-        if stalled and told.rejections == 0 and sample.size >= AMPLE_ROWS * p:
-            caution = max(0.5 * caution, LEAST_CAUTION)
+        slow = told.misled or told.trail.slow
+        gap = self.gap if told.rejections > 1 else way.promised
+        if slow and told.trail.gains[0] < inf:  # a walk sees no farther than its own end
+            gap = max(gap, (ACCELERATED if told.misled else 1.0) * remaining(*told.trail.gains))
+        enough = 0.5 * max(tol, ROUNDING * abs(best.log_likelihood)) if tol > 0.0 else -inf
+        if gap <= enough and way.n_steps == told.most_steps > 1:
+            way = replace(told, most_steps=LAST_STEPS).walk(sample, reg_covar)
+            gap = max(gap, way.promised)
+        converged = gap <= enough
         coordinates = Coordinates(type(best.params.covariance), best.params.means.shape, sample.frame)
         trail = told.trail.with_walk(coordinates, best.params, way.params)
-        slow = told.misled or trail.slow
         ahead = trail.ahead(coordinates) if slow and not told.rejected else None
-        gap = self.gap if told.rejections > 1 else way.promised
-        if slow and trail.gains[0] < inf:  # a walk sees no farther than its own end
-            gap = max(gap, (ACCELERATED if told.misled else 1.0) * remaining(*trail.gains))
-        converged = tol > 0.0 and 2.0 * gap <= max(tol, ROUNDING * abs(best.log_likelihood))
-        lacking = 0.5 * p * (1.0 / sample.size - 1.0 / sample.n_rows)
+        lacking = 0.5 * best.params.n_parameters * (1.0 / sample.size - 1.0 / sample.n_rows)
         return replace(
             told,
             next=ahead or way.params,
             published=way.published(trusted=told.trusted),
-            caution=caution,
             trail=replace(trail, strayed=ahead is not None),
             certain=ahead is None and way.params is way.em,
             promise=way.gain,
