@@ -34,6 +34,7 @@ from streamgmm.provenance import provenance
 from streamgmm.remembered import Remembered, fits
 from streamgmm.sample import BLOCK_ROWS, Sample
 from streamgmm.settings import Settings
+from streamgmm.solvers.calibration import calibration_bytes
 from streamgmm.solvers.em import FitResult
 from streamgmm.solvers.incremental import group_size
 from streamgmm.solvers.stepwise import Running
@@ -252,12 +253,13 @@ def fit_plan(source: Source, executor: Executor, settings: Settings, size: int) 
     models = settings.n_init if solver.at_once else 1
     # each start that is followed on the sample leaves a mixture and its statistics
     kept = 2 * settings.n_init * value_bytes(structure, k, d) if solver.on_sample else 0
+    learned = calibration_bytes(size, settings.n_parameters(d)) if solver.on_sample and size < source.n_rows else 0
     carried = 0
     if solver.keeps_blocks:
         n_blocks = len(source.blocks())
         kept += held_bytes(n_blocks, group_size(n_blocks), structure, k, d, settings.n_init)
         carried = caches_bytes(group_size(n_blocks), structure, k, d)
-    return pass_plan(source, executor, k, structure, models, size, kept=kept, carried=carried)
+    return pass_plan(source, executor, k, structure, models, size, learned=learned, kept=kept, carried=carried)
 
 
 def value_bytes(structure: type[AbstractCovariance], k: int, d: int) -> int:
@@ -273,12 +275,14 @@ def pass_plan(
     models: int = 1,
     sample: int = 0,
     *,
+    learned: int = 0,
     kept: int = 0,
     carried: int = 0,
 ) -> Plan:
     """The plan of a pass with ``models`` mixtures of k components, and a sample of so many rows.
 
-    kept, carried: bytes that the caller, and processes beside it, hold of statistics that are not added up.
+    learned: bytes of what is known of the sample's rows.  kept, carried: bytes that the caller, and processes beside
+    it, hold of statistics that are not added up.
     """
     d = source.n_features
     start = min(sample, start_rows(structure.n_parameters(k, d) + k * d + k - 1))
@@ -288,7 +292,7 @@ def pass_plan(
         fan_in=FAN_IN,
         workspace_bytes=workspace_bytes(structure, k, d, models),
         value_bytes=value_bytes(structure, k, d) * models,
-        sample_bytes=8 * sample * (3 * d + 1) + 8 * start * (4 * d + 4 * k),
+        sample_bytes=8 * sample * (3 * d + 1) + 8 * start * (4 * d + 4 * k) + learned,
         carried_bytes=2 * 8 * sample * d + carried,
         kept_bytes=kept,
     )

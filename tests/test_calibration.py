@@ -10,9 +10,8 @@ from samples import REG, mean_log_likelihood, moved, part, whole
 from streamgmm.free_energy import expected_log_joint as expected
 from streamgmm.kernel import m_step
 from streamgmm.params import MixtureParams
-from streamgmm.sample import Sample
 from streamgmm.solvers.anderson import Coordinates
-from streamgmm.solvers.calibration import LEAST_WEIGHT, Calibrated, most_reads
+from streamgmm.solvers.calibration import LEAST_WEIGHT, Calibrated, calibration_bytes, most_reads
 from streamgmm.solvers.gain import Gain, Point, Walk, gained
 from streamgmm.synthetic import recipe
 
@@ -156,9 +155,10 @@ def test_no_row_counts_far_below_nothing():
 
 
 def test_more_controls_than_the_sample_carries_are_not_used():
-    rows, _ = recipe(3, 2, 2_000, 1.0, 11)
-    assert [most_reads(part(rows, 20_000), p) for p in (17, 39, 40, 100)] == [2, 1, 0, 0]
-    assert most_reads(Sample(np.empty((2**20, 1)), None, part(rows, 2).frame, None, 2**22, False), 32) == 0
+    assert [most_reads(2_000, 2_000.0, p) for p in (17, 39, 40, 100)] == [2, 1, 0, 0]
+    assert most_reads(2_000, 500.0, 17) == 0
+    assert most_reads(2**20, 2.0**20, 32) == 0
+    assert calibration_bytes(2_000, 17) == 16 * 2_000 * 36
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ from streamgmm.stats import SufficientStats
 #: Rows of the sample for each control, and numbers that all controls have at most.
 ROWS_EACH = 50
 MOST_NUMBERS = 2**25
+#: Rows at a time where a copy of all controls would be too much.
+PART_ROWS = 4096
 #: The variance of a control below which it tells the same as others.
 COLLINEAR = 1e-6
 #: Weights below this are avoided: a mixture could gain without limit by its bad fit to rows that count against it.
@@ -49,10 +51,18 @@ LEAST_INDEPENDENCE = 0.1
 ARRIVED = 1e-6
 
 
-def most_reads(sample: Sample, n_parameters: int) -> int:
-    """Reads that the sample can be calibrated to; 0 where there are too many parameters for one."""
-    most_controls = min(sample.size / ROWS_EACH, MOST_NUMBERS / len(sample))
+def most_reads(n_rows: int, size: float, n_parameters: int) -> int:
+    """Reads that a sample of so many rows can be calibrated to; 0 where there are too many parameters for one.
+
+    size: rows of equal weight that would tell as much.
+    """
+    most_controls = min(size / ROWS_EACH, MOST_NUMBERS / n_rows)
     return int(most_controls / (n_parameters + 1))
+
+
+def calibration_bytes(n_rows: int, n_parameters: int) -> int:
+    """What a calibrated sample of so many rows takes at most, beside the rows: its controls, and a copy of them."""
+    return 2 * 8 * n_rows * (n_parameters + 1) * most_reads(n_rows, n_rows, n_parameters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +95,15 @@ class Calibrated:
         weights = sample.row_weights
         shares = weights / weights.sum()
         densities, responsibilities = sample.scored(point.params)
-        columns, truth = [_row_statistics(point, sample, responsibilities)], [_flat(point.stats)]
-        for other in others:
+        truth, each = [_flat(point.stats)], len(_flat(point.stats))
+        columns = np.empty((each + len(others) * (each + 1), len(sample)))
+        _row_statistics(point, sample, responsibilities, columns[:each])
+        for other, rest in zip(others, np.split(columns[each:], len(others)) if others else (), strict=True):
             log_density, responsibilities = sample.scored(other.params)
-            columns += [_row_statistics(other, sample, responsibilities), (log_density - densities)[None]]
+            _row_statistics(other, sample, responsibilities, rest[:each])
+            rest[each] = log_density - densities
             truth += [_flat(other.stats), np.array([other.log_likelihood - point.log_likelihood])]
-        controls, target = _uncorrelated(np.concatenate(columns), np.concatenate(truth), shares)
+        controls, target = _uncorrelated(columns, np.concatenate(truth), shares)
         misfit = float(target @ target) * sample.size / (sample.left_out * len(target)) if sample.left_out else 0.0
         weights, controls = _calibrated(controls, target)
         independence = np.maximum(1.0 - shares * np.einsum("qm,qm->m", controls, controls), LEAST_INDEPENDENCE)
@@ -164,12 +177,13 @@ def _centred(point: Point, sample: Sample, component: int) -> Floats:
     return np.asarray(((sample.rows - stats.origin[component]) * stats.scale).T)
 
 
-def _row_statistics(point: Point, sample: Sample, responsibilities: Floats) -> Floats:
-    """(c, m) what each row of the sample adds to statistics like those of ``point``."""
+def _row_statistics(point: Point, sample: Sample, responsibilities: Floats, out: Floats) -> None:
+    """What each row of the sample adds to statistics like those of ``point``, into out (c, m)."""
     stats, (k, m) = point.stats, responsibilities.shape
     d, shared = len(stats.scale), len(stats.common) > 0
-    rows = np.empty((k, stats.moments.shape[1], m))
-    common = np.zeros((len(stats.common), m))
+    rows = out[: stats.moments.size].reshape(k, stats.moments.shape[1], m)
+    common = out[stats.moments.size :]
+    common[:] = 0.0
     squares = np.empty_like(common)
     for j, mine in enumerate(responsibilities):
         z = _centred(point, sample, j)
@@ -179,8 +193,8 @@ def _row_statistics(point: Point, sample: Sample, responsibilities: Floats) -> F
         rows[j, 1 + d :] *= mine
         if shared:
             OUTER.expand(z, squares)
-            common += mine * squares
-    return np.concatenate([rows.reshape(-1, m), common])
+            squares *= mine
+            common += squares
 
 
 def _flat(stats: SufficientStats) -> Floats:
@@ -204,19 +218,29 @@ def _statistics(point: Point, sample: Sample, responsibilities: Floats, weights:
 
 
 def _uncorrelated(columns: Floats, truth: Floats, shares: Floats) -> tuple[Floats, Floats]:
-    """Controls (q, m) of mean zero, variance one and no correlation that span columns (c, m).
+    """Controls (q, m) of mean zero, variance one and no correlation that span columns (c, m), which are overwritten.
 
     Those of next to no variance are left out.  truth: (c,) means of the columns over all rows; returned as well, (q,).
     """
     means = columns @ shares
-    columns, truth = columns - means[:, None], truth - means
-    spread = np.sqrt(columns**2 @ shares)
+    columns -= means[:, None]
+    spread = np.sqrt(np.einsum("cm,cm,m->c", columns, columns, shares))
     apart = spread > np.sqrt(np.finfo(np.float64).tiny) + COLLINEAR * np.abs(means)
-    columns, truth = columns[apart] / spread[apart, None], truth[apart] / spread[apart]
-    variances, axes = np.linalg.eigh((columns * shares) @ columns.T)
+    inverse = np.where(apart, 1.0 / np.where(apart, spread, 1.0), 0.0)
+    columns *= inverse[:, None]
+    variances, axes = np.linalg.eigh(_covariance(columns, shares))
     kept = variances > COLLINEAR
     axes = (axes[:, kept] / np.sqrt(variances[kept])).T
-    return axes @ columns, axes @ truth
+    return axes @ columns, axes @ ((truth - means) * inverse)
+
+
+def _covariance(columns: Floats, shares: Floats) -> Floats:
+    """(c, c) of columns (c, m) of mean zero, a part of the rows at a time."""
+    found = np.zeros((len(columns), len(columns)))
+    for start in range(0, len(shares), PART_ROWS):
+        part = slice(start, start + PART_ROWS)
+        found += (columns[:, part] * shares[part]) @ columns[:, part].T
+    return found
 
 
 def _calibrated(controls: Floats, target: Floats) -> tuple[Floats, Floats]:

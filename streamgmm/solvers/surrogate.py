@@ -189,7 +189,7 @@ class Progress:
         """In memory, from the best read. NumericalError where EM's own step degenerates."""
         best = self.best
         assert best is not None
-        reads = most_reads(sample, best.params.n_parameters)
+        reads = most_reads(len(sample), sample.size, best.params.n_parameters)
         if reads > 0 and not self.misled:
             others = self.others[max(0, len(self.others) - reads + 1) :]
             calibrated = Calibrated.at(best, sample, self.caution, others, reg_covar)
