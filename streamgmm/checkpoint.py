@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from streamgmm.covariance import STRUCTURES
-from streamgmm.errors import FileFormatError, ParameterError
+from streamgmm.errors import FileFormatError, NumericalError, ParameterError
 from streamgmm.files import Contents, read, require_target, write
 from streamgmm.history import PassRecord
 from streamgmm.ledger import StoreRecord
@@ -23,12 +23,16 @@ from streamgmm.solvers.anderson import Accelerated, Coordinates, Secants
 from streamgmm.solvers.em import Restarts, Run
 from streamgmm.solvers.gain import Gain, Point
 from streamgmm.solvers.surrogate import Progress, Trail
-from streamgmm.sources import stamps_of
+from streamgmm.sources import WeightedSource, ZarrSource, stamps_of
 from streamgmm.stats import Frame, Listed, SufficientStats
 from streamgmm.stored_values import packed, unpacked
 
 #: Of a hash that stands for what is too long to be told.
 DIGITS = 32
+#: Blocks of a dask array that are looked at.
+MOST_LOOKED_AT = 16
+#: The name of what a warm start begins at.
+WARM_START = "the mixture of the warm start"
 #: What a solver goes on from.
 State = Restarts | Accelerated | Progress
 
@@ -49,6 +53,13 @@ class Kept:
     state: State | None = None
     index: int = 0
     records: tuple[PassRecord, ...] = ()
+
+    @property
+    def published(self) -> MixtureParams | None:
+        """What an interrupt leaves in the attributes; None before the first pass."""
+        if self.state is None:
+            return None
+        return self.state.published if isinstance(self.state, Progress) else self.state.result().params
 
     @property
     def n_passes(self) -> int:
@@ -95,18 +106,22 @@ class Keeper:
             raise _unusable(path, error) from error
         if any_seed:
             seed = theirs
-        differences = _differences({**found, "seed": f"{theirs:x}"}, {**identity, "seed": f"{seed:x}"})
-        if differences:
-            raise ParameterError(
-                f"{path.name} is the checkpoint of another fit: {'; '.join(differences)}. Give the same data and "
-                "parameters to go on with it, or another path to begin anew."
-            )
         try:
             kept = unpacked(contents.facts["kept"], contents.arrays, CLASSES)
             if not isinstance(kept, Kept):
                 raise TypeError("no state of a fit")
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            ends = None if kept.published is None else digest_of(kept.published)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, NumericalError) as error:
             raise _unusable(path, error) from error
+        if identity.get(WARM_START) == ends is not None:  # what this very fit had found when it was interrupted
+            identity = {**identity, WARM_START: found.get(WARM_START)}
+        differences = _differences({**found, "seed": f"{theirs:x}"}, {**identity, "seed": f"{seed:x}"})
+        if differences:
+            raise ParameterError(
+                f"{path.name} is the checkpoint of another fit: {'; '.join(differences)}. Give the same data and "
+                "parameters to go on with it (as random_state a number: a generator moves on with every call), or "
+                "another path to begin anew."
+            )
         return cls(path, seed, identity, kept)
 
     @property
@@ -176,11 +191,16 @@ def identity_of(
 ) -> dict[str, Any]:
     """Plain values that are others for other rows, weights, blocks or parameters.
 
-    Rows in memory are looked at as a whole. Of others the first and the last block are read, and of a store the sizes
-    and times of its chunks are asked for.  hyper: the parameters of the estimator.  last: where a warm start begins.
+    Rows and weights in memory are looked at as a whole. Of a store the sizes and times of its chunks are asked for, and
+    the first and the last block read; of others blocks that are spread evenly.  hyper: the parameters of the estimator.
+    last: where a warm start begins.
     """
-    blocks = source.blocks()
-    looked_at = blocks if source.in_memory else [*blocks[:1], *blocks[1:][-1:]]
+    weights = source.weights if isinstance(source, WeightedSource) else None
+    rows = source.source if isinstance(source, WeightedSource) else source
+    blocks = looked_at = source.blocks()
+    if not source.in_memory:
+        count = min(len(blocks), 2 if isinstance(rows, ZarrSource) else MOST_LOOKED_AT)
+        looked_at = [blocks[round(i)] for i in np.linspace(0, len(blocks) - 1, count)]
     marks = executor.sized(1).map_reduce(_mark, None, looked_at, source.graph).values
     found: dict[str, Any] = {
         "rows": source.n_rows,
@@ -191,12 +211,18 @@ def identity_of(
         "omits_nan": blocks[0].omits_nan,
         "chunks (bytes, time of the last)": stamps_of(source),
     }
+    if weights is not None and weights.in_memory:
+        found["weights"] = _digest(*(piece.rows for block in weights.blocks() for piece in block.pieces()))
     for name, value in hyper.items():
-        if name not in ("random_state", "verbose", "verbose_interval"):
+        if name not in ("random_state", "max_iter", "verbose", "verbose_interval"):
             found[name] = value.item() if isinstance(value, np.generic) else _plain(value)
     if last is not None:
-        found["the mixture of the warm start"] = _digest(last.weights, last.means, last.covariance.values)
+        found[WARM_START] = digest_of(last)
     return found
+
+
+def digest_of(params: MixtureParams) -> str:
+    return _digest(params.weights, params.means, params.covariance.values)
 
 
 def _plain(value: Any) -> Any:

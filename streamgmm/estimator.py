@@ -201,8 +201,10 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
 
         checkpoint: a path. After every read the file there is replaced by one with all that the fit goes on from, and
         the same call goes on from it: to the same bits where nothing else has changed, and no read is repeated. It is
-        bound to the rows, the parameters and the seed; another fit is refused with the differences. Of a store, the
-        sizes and times of its chunks are compared, and its first and last block read; rows in memory are all looked at.
+        bound to the rows, the parameters but ``max_iter``, and the seed; another fit is refused with the differences.
+        Rows and weights in memory are all looked at. Of a store, the sizes and times of its chunks are compared, and
+        its first and last block read. Of a dask array 16 blocks are read, spread evenly: changes in others are not
+        seen. Where ``random_state`` is a generator, its state is the seed, which every call moves on.
         KeyboardInterrupt leaves what the finished reads found in the attributes, with or without a checkpoint.
 
         The work runs where dask is set to run, with the same bits everywhere: a client's cluster, processes, threads,
@@ -340,8 +342,9 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         if not learned.converged and self.max_iter > 0:
             what = "steps" if learned.n_passes <= learned.n_iter else "passes"
             warn(
-                f"The fit did not converge in {learned.n_iter} {what}: {_what_is_missing(found)}, and "
-                f"tol={found.tol:.3g}. Raise max_iter or tol, try another start, or check for degenerate data.",
+                f"The fit did not converge in {learned.n_iter} {what}: {_what_is_missing(found)}, and it ends at "
+                f"{found.enough:.3g} or less. Raise max_iter above {learned.n_iter}, raise tol, try another start, or "
+                "check for degenerate data.",
                 ConvergenceWarning,
             )
         if not isnan(found.first_gap):

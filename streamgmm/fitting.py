@@ -61,14 +61,14 @@ class Fit:
     """What a fit learned. starved: components that have lost their rows.
 
     running: what stepwise EM goes on from, None without a pass.  record: of a store, whose rows all count as learned.
-    remembered: the statistics of its blocks, where a model can keep them.  tol: what stopped it, or would have.  gap,
-    first_gap: predicted at the end and at the sample's optimum, NaN where nobody predicts; the second where it is
+    remembered: the statistics of its blocks, where a model can keep them.  enough: the gap or change that ends a fit.
+    gap, first_gap: predicted at the end and at the sample's optimum, NaN where nobody predicts; the second where it is
     suspiciously large.  interrupt: what ended it early, after at least one pass.
     """
 
     learned: Learned
     starved: tuple[int, ...]
-    tol: float
+    enough: float
     gap: float = nan
     first_gap: float = nan
     running: Running | None = None
@@ -175,7 +175,7 @@ def _found(
     return Fit(
         learned,
         result.starved,
-        outcome.tol,
+        outcome.enough,
         outcome.gap,
         outcome.first_gap,
         outcome.running,

@@ -88,15 +88,15 @@ class Outcome:
 
     result: FitResult
     running: Running | None
-    tol: float
+    enough: float
     gap: float = nan
     first_gap: float = nan
 
     @classmethod
-    def of(cls, result: FitResult, tol: float, gap: float = nan) -> Outcome:
+    def of(cls, result: FitResult, enough: float, gap: float = nan) -> Outcome:
         """Batches go on from the statistics of the last pass, from which the mixture follows."""
         running = None if result.stats is None else Running.of_rows(result.stats, result.params)
-        return cls(result, running, tol, gap)
+        return cls(result, running, enough, gap)
 
     @classmethod
     def of_progress(cls, progress: Progress, tol: float) -> Outcome:
@@ -104,7 +104,7 @@ class Outcome:
         bounds = progress.bounds
         starved = () if progress.best is None else starved_components(progress.best.stats)
         result = FitResult(progress.published, bounds, progress.converged, len(bounds), starved)
-        return cls(result, progress.running, tol, progress.gap, progress.first_gap)
+        return cls(result, progress.running, 0.5 * tol, progress.gap, progress.first_gap)
 
     @classmethod
     def at(cls, state: State, settings: Settings, gap: float) -> Outcome:

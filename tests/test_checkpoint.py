@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import zarr
 from mixtures import KINDS, as_given, assert_identical, mixture_of
+from sklearn.base import clone
 from test_cli import error_of, succeed
 from test_reads import CountingStore, keys_of
 
@@ -32,7 +33,7 @@ ROWS, LABELS = recipe(4, 3, 24_000, 1.5, 4)
 SETTINGS = {"n_components": 4, "random_state": 0, "sample_rows": 4_000}
 #: How a fit reads: few times, accelerated for want of a large sample, and as textbook EM from several starts.
 WAYS: dict[str, dict[str, Any]] = {
-    "surrogate": {},
+    "surrogate": {"tol": 1e-7},
     "anderson": {"sample_rows": 600},
     "few": {"sample_rows": 30, "max_iter": 12},
     "em": {"solver": "em", "n_init": 2, "init_params": "random", "max_iter": 8, "tol": 0.0},
@@ -179,6 +180,27 @@ def test_weights_are_part_of_what_was_read(tmp_path):
         model_for().fit(ROWS, sample_weight=weights, checkpoint=path)
 
 
+@pytest.mark.parametrize("stored", ["zarr", "dask"])
+def test_weights_in_memory_are_looked_at_as_a_whole(stored, tmp_path):
+    array = zarr.create_array(tmp_path / "rows.zarr", data=ROWS, chunks=(2_000, 3))
+    rows = open_source(array, block_rows=2_000) if stored == "zarr" else da.from_array(ROWS, chunks=(2_000, 3))
+    path, weights = tmp_path / "c", np.ones(len(ROWS))
+    once = model_for().fit(rows, sample_weight=weights, checkpoint=path)
+    assert_identical(model_for().fit(rows, sample_weight=weights.copy(), checkpoint=path), once)
+    weights[12_001] = 2.0
+    with pytest.raises(ParameterError, match="weights was"):
+        model_for().fit(rows, sample_weight=weights, checkpoint=path)
+
+
+def test_a_dask_array_that_changed_in_its_middle_is_refused(tmp_path):
+    """All of its blocks are looked at where there are no more than 16."""
+    path, rows = tmp_path / "c", ROWS.copy()
+    model_for().fit(da.from_array(rows, chunks=(2_000, 3)), checkpoint=path)
+    rows[9_000] += 1e-9
+    with pytest.raises(ParameterError, match="contents was"):
+        model_for().fit(da.from_array(rows, chunks=(2_000, 3)), checkpoint=path)
+
+
 def test_a_store_that_was_written_since_is_refused(tmp_path):
     array = zarr.create_array(tmp_path / "rows.zarr", data=ROWS, chunks=(2_000, 3))
     model_for().fit(tmp_path / "rows.zarr", checkpoint=tmp_path / "c")
@@ -194,6 +216,34 @@ def test_what_does_not_change_a_fit_may_differ(tmp_path, monkeypatch):
     stopped_after(1, monkeypatch, StoppedError, lambda: model_for(random_state=None).fit(ROWS, checkpoint=path))
     again = model_for(random_state=None, verbose_interval=3).fit(ROWS, checkpoint=path)
     assert_identical(model_for(random_state=None).fit(ROWS, checkpoint=path), again)
+
+
+def test_more_passes_may_be_asked_for(tmp_path):
+    path = tmp_path / "c"
+    with pytest.warns(UserWarning, match="did not converge in 1"):
+        model_for(max_iter=1).fit(ROWS, checkpoint=path)
+    assert_identical(model_for().fit(ROWS, checkpoint=path), model_for().fit(ROWS))
+
+
+def test_an_interrupted_warm_start_goes_on(tmp_path, monkeypatch):
+    """The attributes hold what was found until then, and so does the file."""
+    path, model = tmp_path / "c", model_for(warm_start=True, tol=1e-3).fit(ROWS)
+    whole = clone(model).fit(ROWS).set_params(tol=1e-8).fit(ROWS)
+    model.set_params(tol=1e-8)
+    stopped_after(2, monkeypatch, KeyboardInterrupt, lambda: model.fit(ROWS, checkpoint=path))
+    assert_identical(model.fit(ROWS, checkpoint=path), whole)
+    assert model.n_passes_ == whole.n_passes_ > 3
+    model.means_ = model.means_ + 1e-9
+    with pytest.raises(ParameterError, match="the mixture of the warm start was"):
+        model.fit(ROWS, checkpoint=path)
+
+
+def test_a_generator_as_seed_is_told_of(tmp_path):
+    path, generator = tmp_path / "c", np.random.RandomState(0)
+    once = model_for(random_state=generator).fit(ROWS, checkpoint=path)
+    assert_identical(model_for(random_state=np.random.RandomState(0)).fit(ROWS, checkpoint=path), once)
+    with pytest.raises(ParameterError, match=r"seed was .* a generator moves on with every call"):
+        model_for(random_state=generator).fit(ROWS, checkpoint=path)
 
 
 def test_a_dask_array_goes_on(tmp_path, monkeypatch):

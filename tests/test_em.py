@@ -121,7 +121,7 @@ def test_the_default_tol_is_scikit_learns() -> None:
 
 
 def test_max_iter_ends_the_fit_with_a_warning() -> None:
-    with pytest.warns(ConvergenceWarning, match=r"did not converge in 4 passes.*Raise max_iter or tol"):
+    with pytest.warns(ConvergenceWarning, match=r"did not converge in 4 passes.*Raise max_iter above 4"):
         model = fitted(max_iter=4, tol=0.0, **given_start("full"))
     assert (model.converged_, model.n_iter_, len(model.lower_bounds_)) == (False, 4, 4)
 

@@ -20,6 +20,7 @@ from streamgmm.sources.zarr_array import Reading, ZarrSource, as_it_is_now, open
 
 __all__ = [
     "DaskSource",
+    "WeightedSource",
     "ZarrSource",
     "as_it_is_now",
     "is_lazy",
