@@ -91,11 +91,10 @@ class Keeper:
     @classmethod
     def opened(cls, path: Any, seed: int, identity: Mapping[str, Any], *, any_seed: bool) -> Keeper:
         """With what the file holds, where there is one. ParameterError, with the differences, where it is of another
-        fit; FileFormatError where it is damaged or cannot be written.
+        fit; FileFormatError where it is damaged.
 
         any_seed: whether the file's own seed takes the place of one that was drawn for this call.
         """
-        require_target(path)
         path = Path(path)
         if not path.exists():
             return cls(path, seed, identity)

@@ -144,6 +144,10 @@ def fit(
         if output.is_dir():
             raise ParameterError(f"{output} is a folder, but a model is one file. Give the name of a file with -o.")
         _require_free(output, store, overwrite)
+        if checkpoint is not None:
+            _require_beside(checkpoint, store, "--checkpoint")
+            if checkpoint.resolve() == output.resolve():
+                raise ParameterError(f"{checkpoint} would be checkpoint and model. Choose another --checkpoint.")
         model = streamgmm.GaussianMixture(
             n_components,
             covariance_type=covariance_type,
@@ -414,11 +418,16 @@ def _require_free(output: Path, store: str, overwrite: bool) -> None:
     """ParameterError, before any work, where the output has no folder, is taken, or would replace the rows."""
     if not output.parent.is_dir():
         raise ParameterError(f"There is no folder {output.parent} to write {output.name} into. Make it first.")
-    rows = Path(store.removeprefix("file://")).resolve()
-    if rows.is_relative_to(output.resolve()) or output.resolve().is_relative_to(rows):
-        raise ParameterError(f"{output} holds the rows that would be read. Choose another -o.")
+    _require_beside(output, store, "-o")
     if output.exists() and not overwrite:
         raise ParameterError(f"{output} exists already. Add --overwrite to replace it, or choose another -o.")
+
+
+def _require_beside(file: Path, store: str, option: str) -> None:
+    """ParameterError where a file would be written over the rows, or among their chunks."""
+    rows = Path(store.removeprefix("file://")).resolve()
+    if rows.is_relative_to(file.resolve()) or file.resolve().is_relative_to(rows):
+        raise ParameterError(f"{file} holds the rows that would be read. Choose another {option}.")
 
 
 def _require_zarr_or_nothing(output: Path) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from streamgmm.errors import FileFormatError
+from streamgmm.errors import FileFormatError, shown
 from streamgmm.protocols import Floats
 
 FORMAT = 1
@@ -96,14 +96,16 @@ def _encoded(contents: Contents, name: str) -> bytes:
 
 def _require_replaceable(target: Path) -> None:
     """FileFormatError where there is no folder to write into, or what stands there is no file of its own."""
-    if not target.parent.is_dir():
-        raise FileFormatError(
-            f"There is no folder {str(target.parent)!r} to write {target.name!r} into. Make it first."
-        )
     try:
+        if not target.parent.is_dir():
+            raise FileFormatError(
+                f"There is no folder {str(target.parent)!r} to write {target.name!r} into. Make it first."
+            )
         mode = target.lstat().st_mode
     except FileNotFoundError:
         return
+    except (OSError, ValueError) as error:  # too long, a NUL in it, a folder that may not be looked into
+        raise FileFormatError(f"Nothing can be written to {shown(str(target))}: {error}. Give another path.") from error
     if stat.S_ISLNK(mode):
         raise FileFormatError(
             f"{str(target)!r} is a symbolic link, which writing would replace. Give the path of the file it leads to."

@@ -311,6 +311,11 @@ def starting_parameters(
     given = _Given.of(settings, structure, k, d)
     if sample is None or not settings.seeks_start:
         return [given.over(None)]
+    if settings.sample_rows is not None and settings.sample_rows < k:
+        raise ParameterError(
+            f"sample_rows={settings.sample_rows} is fewer than n_components={k}, but a start has a row for each "
+            f"component at least. Raise sample_rows, or leave it out."
+        )
     if len(sample) < k:
         raise DataError(
             f"Only {len(sample)} of the rows that were drawn for the start have a weight above zero and no NaN, "

@@ -257,6 +257,9 @@ def test_what_cannot_be_kept_is_said_before_anything_is_read(tmp_path):
         model_for(solver="incremental").fit(ROWS, checkpoint=tmp_path / "c")
     with pytest.raises(FileFormatError, match="There is no folder"):
         model_for().fit(ROWS, checkpoint=tmp_path / "no" / "c")
+    for name, words in (("a\0b", "null"), ("c" * 300, "too long")):
+        with pytest.raises(FileFormatError, match=f"Nothing can be written to .*{words}.*Give another path"):
+            model_for().fit(ROWS, checkpoint=tmp_path / name)
     model_for().fit(ROWS).save(tmp_path / "model")
     with pytest.raises(FileFormatError, match="holds a model, but a checkpoint was asked for"):
         model_for().fit(ROWS, checkpoint=tmp_path / "model")
@@ -310,6 +313,10 @@ def test_the_command_line_goes_on(tmp_path):
     assert again.stderr.count("\npass ") == 0
     refused = error_of(*options, "--seed", 1, "-o", tmp_path / "no.sgmm")
     assert "c is the checkpoint of another fit: seed was" in refused
+    rows = ("fit", tmp_path / "rows.zarr", "-k", 4, "-o", tmp_path / "new.sgmm", "--checkpoint")
+    assert "would be checkpoint and model" in error_of(*rows, tmp_path / "new.sgmm")
+    for place in (tmp_path / "rows.zarr", tmp_path / "rows.zarr" / "c"):
+        assert "holds the rows that would be read. Choose another --checkpoint" in error_of(*rows, place)
 
 
 def test_an_interrupt_before_the_first_pass_leaves_nothing(tmp_path, monkeypatch):

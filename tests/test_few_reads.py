@@ -12,7 +12,7 @@ from mixtures import KINDS, as_given, assert_identical, mixture_of
 from test_reads import counted, keys_of
 
 from streamgmm import GaussianMixture, load, open_source
-from streamgmm.errors import DegenerateComponentWarning
+from streamgmm.errors import DegenerateComponentWarning, ParameterError
 from streamgmm.synthetic import recipe
 
 
@@ -80,6 +80,12 @@ def test_the_cap_on_reads_warns_with_the_predicted_gap():
     with pytest.warns(UserWarning, match=r"expected to rise by another \d.* nats a row") as caught:
         GaussianMixture(4, sample_rows=1_000, max_iter=1, random_state=0).fit(rows)
     assert any("did not converge in 1 passes" in str(warning.message) for warning in caught)
+
+
+def test_a_sample_of_fewer_rows_than_components_is_refused():
+    rows, _ = recipe(3, 2, 2_000, 2.0, 18)
+    with pytest.raises(ParameterError, match="sample_rows=2 is fewer than n_components=3"):
+        GaussianMixture(3, sample_rows=2).fit(rows)
 
 
 @pytest.mark.parametrize(("sample_rows", "words"), [(10, "reads: EM reads"), (300, "accelerated EM reads")])
