@@ -122,8 +122,8 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
     n_iter_ : int
         Passes that the published start took.
     lower_bound_, lower_bounds_ : float, list of float
-        Mean log-likelihood a row (nats) of the parameters that entered the last pass, and each pass; of each step where
-        all rows are in the sample.
+        Mean log-likelihood a row (nats) of the best parameters that a pass has seen, at the end and after each pass;
+        with ``solver="em"`` of those that entered it; of each step where all rows are in the sample.
     history_ : list of PassRecord
         What each pass did: its log-likelihood, the predicted gap, rows, bytes and seconds, steps on the sample, whether
         it was rejected, the start it comes from. Not part of a saved model.
