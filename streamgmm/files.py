@@ -12,8 +12,8 @@ import struct
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import isfinite
@@ -25,7 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from streamgmm.errors import FileFormatError, shown
+from streamgmm.errors import FileFormatError
 from streamgmm.protocols import Floats
 
 FORMAT = 1
@@ -56,21 +56,30 @@ def write(path: str | Path, contents: Contents) -> None:
     """
     target = _as_path(path)
     data = _encoded(contents, target.name)
-    try:
+    with _in_words(target):
         _require_replaceable(target)
         _replace(target, data)
-    except FileFormatError:
-        raise
-    except (OSError, ValueError) as error:
-        raise FileFormatError(
-            f"{str(target)!r} could not be written ({error}). What stood there is as it was; choose another path, or "
-            "mend what is named."
-        ) from error
 
 
 def require_target(path: str | Path) -> None:
     """FileFormatError where nothing could be written to ``path``, which is found out before the work is done."""
-    _require_replaceable(_as_path(path))
+    target = _as_path(path)
+    with _in_words(target):
+        _require_replaceable(target)
+
+
+@contextmanager
+def _in_words(target: Path) -> Iterator[None]:
+    """What a file system says of a path, too long or with a NUL in it too, as a FileFormatError."""
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FileFormatError(
+            f"{str(target)!r:.200} could not be written ({error}). What stood there is as it was; choose another path, "
+            "or mend what is named."
+        ) from error
 
 
 def _encoded(contents: Contents, name: str) -> bytes:
@@ -96,16 +105,14 @@ def _encoded(contents: Contents, name: str) -> bytes:
 
 def _require_replaceable(target: Path) -> None:
     """FileFormatError where there is no folder to write into, or what stands there is no file of its own."""
+    if not target.parent.is_dir():
+        raise FileFormatError(
+            f"There is no folder {str(target.parent)!r} to write {target.name!r} into. Make it first."
+        )
     try:
-        if not target.parent.is_dir():
-            raise FileFormatError(
-                f"There is no folder {str(target.parent)!r} to write {target.name!r} into. Make it first."
-            )
         mode = target.lstat().st_mode
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:  # too long, a NUL in it, a folder that may not be looked into
-        raise FileFormatError(f"Nothing can be written to {shown(str(target))}: {error}. Give another path.") from error
     if stat.S_ISLNK(mode):
         raise FileFormatError(
             f"{str(target)!r} is a symbolic link, which writing would replace. Give the path of the file it leads to."
