@@ -146,9 +146,11 @@ def _solved(job: Job) -> tuple[Outcome, KeyboardInterrupt | None]:
     try:
         return SOLVERS[job.settings.solver].solve(job), None
     except KeyboardInterrupt as interrupt:
-        if job.keeper.state is None:
+        kept = job.keeper.kept
+        if kept is None or kept.state is None:
             raise
-        return Outcome.at(job.keeper.state, job.settings, job.gap), interrupt
+        job.log.records[:] = kept.records  # a pass may have been told and not kept
+        return Outcome.at(kept.state, job.settings, job.gap), interrupt
 
 
 def _found(

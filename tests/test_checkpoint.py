@@ -23,6 +23,7 @@ from test_cli import error_of, succeed
 from test_reads import CountingStore, keys_of
 
 from streamgmm import GaussianMixture, open_source
+from streamgmm.checkpoint import Keeper
 from streamgmm.errors import FileFormatError, ParameterError
 from streamgmm.files import Contents, write
 from streamgmm.history import Log
@@ -299,6 +300,23 @@ def test_an_interrupt_leaves_what_was_found(way, kept, tmp_path, monkeypatch):
         two.fit(ROWS)
     assert_identical(model, two)
     assert model.n_passes_ == 3
+
+
+def test_an_interrupt_before_a_pass_is_kept_leaves_the_one_before_it(monkeypatch):
+    keep = Keeper.keep
+
+    def interrupted(keeper: Keeper, state: Any, index: int, records: Any) -> None:
+        if len(records) > 3:  # the sample and two passes were kept
+            raise KeyboardInterrupt
+        keep(keeper, state, index, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "keep", interrupted)
+        model = model_for()
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            model.fit(ROWS)
+    assert [record.iteration for record in model.history_] == [0, 1, 2]
+    assert model.n_iter_ == 2
 
 
 def test_the_command_line_goes_on(tmp_path):
