@@ -24,24 +24,37 @@ def inverse_cholesky(matrix: Floats, name: str) -> Floats:
     Raises NumericalError, naming ``name`` and the feature at which the factorisation stops, where ``matrix`` is not
     finite or not positive definite.
     """
-    require_finite(matrix, name)
-    scale = power_of_two(np.sqrt(np.abs(np.diagonal(matrix))))
-    scaled = matrix * scale[:, None] * scale  # one after the other: the product of two may overflow
-    factor, info = lapack.dpotrf(scaled, lower=1, clean=1)
-    if info == 0:
-        inverse, info = lapack.dtrtri(factor, lower=1)
-    if info == 0:
-        inverse = np.tril(inverse)
-        inflation = np.max((inverse**2).sum(axis=0) * np.diagonal(scaled))
-        if np.finfo(np.float64).eps * inflation > REFINE_LIMIT:
-            inverse, info = _refined(inverse, factor, scaled)
-    if info != 0:
-        raise NumericalError(
-            f"The {name} is not positive definite: its Cholesky factorisation stops at feature {info - 1} "
-            f"(variance {matrix[info - 1, info - 1]:.3g}), which the features before it determine, or whose rows have "
-            f"collapsed. {WAY_OUT}"
-        )
-    return np.asarray(inverse * scale)
+    return np.asarray(inverse_choleskys(matrix[None], name)[0])
+
+
+def inverse_choleskys(matrices: Floats, name: str) -> Floats:
+    """As ``inverse_cholesky`` of each of k matrices (k, d, d). name: with {} for the number of one."""
+    for number in map(int, np.flatnonzero(~np.isfinite(matrices).all(axis=(1, 2)))):
+        require_finite(matrices[number], name.format(number))
+    variances = np.diagonal(matrices, axis1=1, axis2=2)
+    scale = power_of_two(np.sqrt(np.abs(variances)))
+    scaled = matrices * scale[:, :, None] * scale[:, None, :]  # one after the other: the product may overflow
+    factors, inverses = np.empty_like(scaled), np.empty_like(scaled)
+    for number, matrix in enumerate(scaled):
+        factors[number], info = lapack.dpotrf(matrix, lower=1, clean=1)
+        if info == 0:
+            inverses[number], info = lapack.dtrtri(factors[number], lower=1)
+        if info != 0:
+            raise _not_positive(name.format(number), info, variances[number])
+    inflation = np.max((inverses**2).sum(axis=1) * np.diagonal(scaled, axis1=1, axis2=2), axis=1)
+    for number in map(int, np.flatnonzero(np.finfo(np.float64).eps * inflation > REFINE_LIMIT)):
+        inverses[number], info = _refined(inverses[number], factors[number], scaled[number])
+        if info != 0:
+            raise _not_positive(name.format(number), info, variances[number])
+    return np.asarray(inverses * scale[:, None, :])
+
+
+def _not_positive(name: str, info: int, variances: Floats) -> NumericalError:
+    """info: the feature, from 1, at which a factorisation stops."""
+    return NumericalError(
+        f"The {name} is not positive definite: its Cholesky factorisation stops at feature {info - 1} (variance "
+        f"{variances[info - 1]:.3g}), which the features before it determine, or whose rows have collapsed. {WAY_OUT}"
+    )
 
 
 def _refined(inverse: Floats, factor: Floats, matrix: Floats) -> tuple[Floats, int]:

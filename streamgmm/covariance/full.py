@@ -8,7 +8,7 @@ import numpy as np
 
 from streamgmm.covariance.base import AbstractCovariance, from_log_cholesky, log_cholesky, lost_below, mean_offsets
 from streamgmm.covariance.roots import AbstractRoot, MatrixRoot
-from streamgmm.linalg import inverse_cholesky
+from streamgmm.linalg import inverse_choleskys
 from streamgmm.protocols import Booleans, Floats
 from streamgmm.quadratic import OUTER, pack, unpack
 from streamgmm.stats import SufficientStats
@@ -34,7 +34,7 @@ class FullCovariance(AbstractCovariance):
 
     @classmethod
     def from_precisions(cls, precisions: Floats) -> Self:
-        roots = [inverse_cholesky(p, f"precision matrix of component {k}") for k, p in enumerate(precisions)]
+        roots = inverse_choleskys(precisions, "precision matrix of component {}")
         return cls(np.stack([root.T @ root for root in roots]))
 
     def dense(self, k: int, d: int) -> Floats:
@@ -50,8 +50,7 @@ class FullCovariance(AbstractCovariance):
         return type(self)(self.values * np.outer(scale, scale))
 
     def root(self, k: int, d: int) -> MatrixRoot:
-        name = "covariance matrix of component {}"
-        return MatrixRoot(np.stack([inverse_cholesky(v, name.format(j)) for j, v in enumerate(self.values)]))
+        return MatrixRoot(inverse_choleskys(self.values, "covariance matrix of component {}"))
 
     def natural_quadratic(self, root: AbstractRoot) -> Floats:
         assert isinstance(root, MatrixRoot)

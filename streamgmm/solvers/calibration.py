@@ -29,7 +29,7 @@ import numpy as np
 from streamgmm.errors import NumericalError
 from streamgmm.free_energy import ExpectedLogJoint, regularisation, regularised_gain
 from streamgmm.params import MixtureParams
-from streamgmm.protocols import Floats
+from streamgmm.protocols import Booleans, Floats, Integers
 from streamgmm.quadratic import OUTER
 from streamgmm.sample import Sample
 from streamgmm.solvers.anderson import QUIET, Accelerated
@@ -41,14 +41,20 @@ ROWS_EACH = 50
 MOST_NUMBERS = 2**25
 #: Rows at a time where a copy of all controls would be too much.
 PART_ROWS = 4096
+#: Rows of the sample for each number in a component's statistics: with fewer it is not followed.
+FOLLOWED_ROWS = 2.0
 #: The variance of a control below which it tells the same as others.
 COLLINEAR = 1e-6
 #: Weights below this are avoided: a mixture could gain without limit by its bad fit to rows that count against it.
 LEAST_WEIGHT = -0.5
+#: Rows of less leverage than this count as if they had none.
+LEVERAGE = 0.1
 #: The least 1 - h, of rows that alone decide a control.
 LEAST_INDEPENDENCE = 0.1
 #: The walk has arrived where two steps in a row raise the bound by less than this part of it.
 ARRIVED = 1e-6
+#: Steps in a row that do not raise the bound after which a walk is given up: weights below zero can send it in circles.
+PATIENCE = 32
 
 
 def most_reads(n_rows: int, size: float, n_parameters: int) -> int:
@@ -69,18 +75,22 @@ def calibration_bytes(n_rows: int, n_parameters: int) -> int:
 class Calibrated:
     """The sample as it tells the likelihood around a point.
 
-    densities: (m,) log p at the point.  shares: (m,) of the rows, sum one.  weighted: (m,) the same times their
-    calibrated weights.  controls: (q, m) uncorrelated, of mean zero and variance one.  independence: (m,) one less
-    each row's leverage on them.  taken: what ``reg_covar`` takes at the point.  caution: standard errors that a bound
-    lies below.  misfit: how far the sample's means are from those of all rows, in variance; one by chance.
+    few: (k,) components with too few rows of the sample to be followed: they take EM's own step and no other.
+    scaled: (d, m) the rows in the units of the point's statistics.  densities: (m,) log p at the point.  shares: (m,)
+    of the rows, sum one.  weighted: (m,) the same times their calibrated weights.  controls: (q, m) uncorrelated, of
+    mean zero and variance one, in single precision.  independence: (m,) one less each row's leverage on them.  taken:
+    what ``reg_covar`` takes at the point.  caution: standard errors that a bound lies below.  misfit: how far the
+    sample's means are from those of all rows, in variance; one by chance.
     """
 
     point: Point
     sample: Sample
+    few: Booleans
+    scaled: Floats
     densities: Floats
     shares: Floats
     weighted: Floats
-    controls: Floats
+    controls: np.ndarray[tuple[int, int], np.dtype[np.float32]]
     independence: Floats
     taken: Floats
     reg_covar: float
@@ -94,23 +104,35 @@ class Calibrated:
         """others: further points that were read."""
         weights = sample.row_weights
         shares = weights / weights.sum()
+        few = _of_few_rows(point, sample)
         densities, responsibilities = sample.scored(point.params)
         truth, each = [_flat(point.stats)], len(_flat(point.stats))
         columns = np.empty((each + len(others) * (each + 1), len(sample)))
-        _row_statistics(point, sample, responsibilities, columns[:each])
+        _row_statistics(point, sample, responsibilities, few, columns[:each])
         for other, rest in zip(others, np.split(columns[each:], len(others)) if others else (), strict=True):
             log_density, responsibilities = sample.scored(other.params)
-            _row_statistics(other, sample, responsibilities, rest[:each])
+            _row_statistics(other, sample, responsibilities, few, rest[:each])
             rest[each] = log_density - densities
             truth += [_flat(other.stats), np.array([other.log_likelihood - point.log_likelihood])]
         controls, target = _uncorrelated(columns, np.concatenate(truth), shares)
         misfit = float(target @ target) * sample.size / (sample.left_out * len(target)) if sample.left_out else 0.0
         weights, controls = _calibrated(controls, target)
-        independence = np.maximum(1.0 - shares * np.einsum("qm,qm->m", controls, controls), LEAST_INDEPENDENCE)
-        taken = regularisation(point.params, reg_covar)
-        weighted = shares * weights
+        leverage = shares * np.einsum("qm,qm->m", controls, controls)
+        independence = np.where(leverage > LEVERAGE, np.maximum(1.0 - leverage, LEAST_INDEPENDENCE), 1.0)
         return cls(
-            point, sample, densities, shares, weighted, controls, independence, taken, reg_covar, caution, misfit
+            point,
+            sample,
+            few,
+            _scaled(point, sample),
+            densities,
+            shares,
+            shares * weights,
+            controls.astype(np.float32),
+            independence,
+            regularisation(point.params, reg_covar),
+            reg_covar,
+            caution,
+            misfit,
         )
 
     def told(self, params: MixtureParams, step: int) -> tuple[Gain, SufficientStats]:
@@ -121,22 +143,33 @@ class Calibrated:
         rise = log_density - self.densities
         free = max(self.sample.size - len(self.controls) - 1.0, 1.0)
         spread = sqrt(self.sample.left_out / free * max(self.misfit, 1.0))
-        rest = self._unexplained(rise) / self.independence
-        deviation = sqrt(self.shares @ rest**2)
+        rest = rise - self.shares @ rise
+        rest -= self._explained(rest)
+        deviation = sqrt(self.shares @ (rest / self.independence) ** 2)
         lean = self.caution * spread / deviation if deviation > 0.0 else 0.0
-        weights = self.weighted - lean * self.shares * self._unexplained(rest / self.independence)
-        mass = responsibilities @ weights
-        if not (mass > 0.0).all():
+        weights = self.weighted - lean * self.shares * self._against(rest)
+        mass = np.where(self.few, self.point.stats.mass, responsibilities @ weights)
+        if not (mass > 0.0)[~self.few].all():
             raise NumericalError("A component has no rows of the weighted sample.")
         estimate, error = float(self.weighted @ rise), spread * deviation
         bound = self.point.log_likelihood + estimate - self.caution * error
-        stats = replace(_statistics(self.point, self.sample, responsibilities, weights), log_likelihood=bound)
-        return self._gain(params, mass, estimate, error, step), stats
+        stats = _statistics(self.point.stats, self.scaled, responsibilities, weights)
+        stats.moments[self.few] = self.point.stats.moments[self.few]
+        return self._gain(params, mass, estimate, error, step), replace(stats, log_likelihood=bound)
 
-    def _unexplained(self, values: Floats) -> Floats:
-        """(m,) what is left of values of the rows after regression on the controls."""
-        rest = values - self.shares @ values
-        return np.asarray(rest - (self.controls @ (self.shares * rest)) @ self.controls)
+    def _explained(self, values: Floats, rows: slice | Integers = slice(None)) -> Floats:
+        """(m,) regression on the controls of values (m,) of mean zero, or of any that are zero but in ``rows``."""
+        part = (self.shares * values)[rows]
+        size = np.abs(part).max(initial=0.0) or 1.0  # single precision has less range
+        told = self.controls[:, rows] @ (part / size).astype(np.float32)
+        return np.asarray(size * (told @ self.controls))
+
+    def _against(self, rest: Floats) -> Floats:
+        """(m,) R(e / (1 - h)), where e / (1 - h) is not e in few rows."""
+        rows = np.flatnonzero(self.independence < 1.0)
+        more = np.zeros_like(rest)
+        more[rows] = rest[rows] * (self.independence[rows] ** -2.0 - 1.0)
+        return np.asarray(rest + more - self.shares @ more - self._explained(more, rows))
 
     def _gain(self, params: MixtureParams, mass: Floats, estimate: float, error: float, step: int) -> Gain:
         stats = self.point.stats
@@ -147,10 +180,11 @@ class Calibrated:
         estimate = regularised_gain(estimate, np.array([stats.mass, mass]), taken)
         return Gain(exact, estimate, estimate - self.caution * error, step, error)
 
-    def walk(self, most_steps: int) -> Walk:
+    def walk(self, most_steps: int, least: float = 0.0) -> Walk:
         """Accelerated steps to the largest lower confidence bound, at most ``most_steps``.
 
-        NumericalError where EM's own step, the first one, degenerates.
+        It ends where two steps in a row gain less than ``least``, nats a row, or next to nothing. NumericalError where
+        EM's own step, the first one, degenerates.
         """
         em = self.point.em_step(self.reg_covar)
         seen: list[tuple[MixtureParams, Gain]] = []
@@ -161,36 +195,54 @@ class Calibrated:
             return stats
 
         state, n_steps = Accelerated.at(em), 0
-        while n_steps < most_steps and state.quiet < QUIET:
+        best, gain, promised = em, Gain(0.0, 0.0, -inf, 0), 0.0
+        while n_steps < min(most_steps, gain.step + PATIENCE) and state.quiet < QUIET:
             n_steps += 1
             try:
-                state = state.learned(read, ARRIVED * max([0.0, *(gain.bound for _, gain in seen)]), self.reg_covar)
+                state = state.learned(read, max(least, ARRIVED * gain.bound), self.reg_covar)
             except (NumericalError, np.linalg.LinAlgError):
                 break
-        best, gain = max(seen, key=lambda tried: tried[1].bound, default=(em, Gain(0.0, 0.0, -inf, 0)))
-        return Walk(best, gain, max((tried.estimate for _, tried in seen), default=0.0), n_steps, em)
+            params, last = seen[-1]
+            promised = max(promised, last.estimate)
+            if last.bound > gain.bound:
+                best, gain = params, last
+        return Walk(best, gain, promised, n_steps, em)
 
 
-def _centred(point: Point, sample: Sample, component: int) -> Floats:
-    """(d, m) the sample's rows about the origin of a component's statistics."""
+def _scaled(point: Point, sample: Sample) -> Floats:
+    """(d, m) the sample's rows in the units of a point's statistics."""
+    return np.ascontiguousarray((sample.rows * point.stats.scale).T)
+
+
+def _centred(scaled: Floats, stats: SufficientStats, component: int) -> Floats:
+    """(d, m) the same about the origin of a component's statistics."""
+    return np.asarray(scaled - (stats.origin[component] * stats.scale)[:, None])
+
+
+def _of_few_rows(point: Point, sample: Sample) -> Booleans:
+    """(k,) components that have few rows of the sample. None where covariances are shared, so that all have many."""
     stats = point.stats
-    return np.asarray(((sample.rows - stats.origin[component]) * stats.scale).T)
+    if len(stats.common):
+        return np.zeros(len(stats.mass), dtype=bool)
+    return np.asarray(stats.mass * sample.size < FOLLOWED_ROWS * stats.moments.shape[1])
 
 
-def _row_statistics(point: Point, sample: Sample, responsibilities: Floats, out: Floats) -> None:
-    """What each row of the sample adds to statistics like those of ``point``, into out (c, m)."""
-    stats, (k, m) = point.stats, responsibilities.shape
+def _row_statistics(point: Point, sample: Sample, responsibilities: Floats, few: Booleans, out: Floats) -> None:
+    """What each row of the sample adds to statistics like those of ``point``, into out (c, m); zero for some."""
+    stats, scaled, (k, m) = point.stats, _scaled(point, sample), responsibilities.shape
     d, shared = len(stats.scale), len(stats.common) > 0
     rows = out[: stats.moments.size].reshape(k, stats.moments.shape[1], m)
     common = out[stats.moments.size :]
     common[:] = 0.0
     squares = np.empty_like(common)
     for j, mine in enumerate(responsibilities):
-        z = _centred(point, sample, j)
+        z = _centred(scaled, stats, j)
         rows[j, 0] = mine
         rows[j, 1 : 1 + d] = mine * z
         stats.quadratic.expand(z, rows[j, 1 + d :])
         rows[j, 1 + d :] *= mine
+        if few[j]:
+            rows[j] = 0.0
         if shared:
             OUTER.expand(z, squares)
             squares *= mine
@@ -202,13 +254,12 @@ def _flat(stats: SufficientStats) -> Floats:
     return np.concatenate([stats.moments.ravel(), stats.common])
 
 
-def _statistics(point: Point, sample: Sample, responsibilities: Floats, weights: Floats) -> SufficientStats:
-    """Statistics like those of ``point``, of the sample's rows with these weights, which sum to one."""
-    stats = point.stats
+def _statistics(stats: SufficientStats, scaled: Floats, responsibilities: Floats, weights: Floats) -> SufficientStats:
+    """Statistics like ``stats``, of the sample's rows with these weights, which sum to one."""
     d = len(stats.scale)
     moments, common = np.empty_like(stats.moments), np.zeros_like(stats.common)
     for j, mine in enumerate(responsibilities * weights):
-        z = _centred(point, sample, j)
+        z = _centred(scaled, stats, j)
         moments[j, 0] = mine.sum()
         moments[j, 1 : 1 + d] = z @ mine
         moments[j, 1 + d :] = stats.quadratic.weighted_sum(z, mine)

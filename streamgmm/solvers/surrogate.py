@@ -45,6 +45,8 @@ NOTHING = Gain(0.0, 0.0, 0.0, 0)
 MOST_STEPS = 128
 #: Too few to see how much is left where EM creeps: the same before a fit ends.
 LAST_STEPS = 512
+#: What so many steps could gain at most where a walk ends before, as a part of the gap that ends the fit.
+NEGLIGIBLE = 0.25
 #: Standard errors that the bound lies below the estimate, beside what the parameters of the sample's own fit need.
 CAUTION = 2.0
 #: Rows of the sample for each parameter: fewer make the bound twice as careful.
@@ -148,14 +150,14 @@ class Progress:
         told = self._told(point, reg_covar)
         best = told.best
         assert best is not None
-        way = told.walk(sample, reg_covar)
+        enough = 0.5 * max(tol, ROUNDING * abs(best.log_likelihood)) if tol > 0.0 else -inf
+        way = told.walk(sample, reg_covar, enough)
         slow = told.misled or told.trail.slow
         gap = self.gap if told.rejections > 1 else way.promised
         if slow and told.trail.gains[0] < inf:  # a walk sees no farther than its own end
             gap = max(gap, (ACCELERATED if told.misled else 1.0) * remaining(*told.trail.gains))
-        enough = 0.5 * max(tol, ROUNDING * abs(best.log_likelihood)) if tol > 0.0 else -inf
         if gap <= enough and way.n_steps == told.most_steps > 1:
-            way = replace(told, most_steps=LAST_STEPS).walk(sample, reg_covar)
+            way = replace(told, most_steps=LAST_STEPS).walk(sample, reg_covar, enough)
             gap = max(gap, way.promised)
         converged = gap <= enough
         coordinates = Coordinates(type(best.params.covariance), best.params.means.shape, sample.frame)
@@ -185,8 +187,11 @@ class Progress:
             ),
         )
 
-    def walk(self, sample: Sample, reg_covar: float) -> Walk:
-        """In memory, from the best read. NumericalError where EM's own step degenerates."""
+    def walk(self, sample: Sample, reg_covar: float, enough: float) -> Walk:
+        """In memory, from the best read, without steps that all together could not gain ``enough``, nats a row.
+
+        NumericalError where EM's own step degenerates.
+        """
         best = self.best
         assert best is not None
         reads = most_reads(len(sample), sample.size, best.params.n_parameters)
@@ -194,7 +199,7 @@ class Progress:
             others = self.others[max(0, len(self.others) - reads + 1) :]
             calibrated = Calibrated.at(best, sample, self.caution, others, reg_covar)
             if calibrated.misfit <= MISFIT:
-                return calibrated.walk(self.most_steps)
+                return calibrated.walk(self.most_steps, max(enough, 0.0) * NEGLIGIBLE / LAST_STEPS)
         return walk(Surrogate.at(best, sample, self.caution, self.others, reg_covar), sample, self.most_steps)
 
     def _told(self, point: Point, reg_covar: float) -> Progress:
