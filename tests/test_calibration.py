@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mixtures import KINDS, mixture_of
@@ -11,8 +13,9 @@ from streamgmm.free_energy import expected_log_joint as expected
 from streamgmm.kernel import m_step
 from streamgmm.params import MixtureParams
 from streamgmm.solvers.anderson import Coordinates
-from streamgmm.solvers.calibration import LEAST_WEIGHT, Calibrated, calibration_bytes, most_reads
+from streamgmm.solvers.calibration import LEAST_WEIGHT, PATIENCE, Calibrated, calibration_bytes, most_reads
 from streamgmm.solvers.gain import Gain, Point, Walk, gained
+from streamgmm.stats import SufficientStats
 from streamgmm.synthetic import recipe
 
 
@@ -108,6 +111,62 @@ def test_a_walk_ends_at_the_largest_bound_it_saw_and_near_the_optimum(kind):
     found = mean_log_likelihood(full, way.params) - point.log_likelihood
     assert found > mean_log_likelihood(full, em) - point.log_likelihood
     assert found >= way.gain.bound
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tied"])
+def test_a_component_of_few_rows_takes_em_s_own_step_and_no_other(kind):
+    """What eight rows tell of it leads nowhere; the others are followed all the same."""
+    rng = np.random.default_rng(8)
+    many, labels = recipe(2, 2, 20_000, 0.8, 12)
+    rows = np.concatenate([many, many.mean(axis=0) + rng.normal(0.0, 0.3, (40, 2))])
+    theta = mixture_of(rows, np.append(labels, np.full(40, 2)), kind)
+    point = Point.of(theta, whole(rows).read(theta))
+    sample = part(rows[::5], len(rows))
+    em, _ = m_step(point.stats, theta, REG)
+    told = Calibrated.at(point, sample, 3.0, reg_covar=REG)
+    way = told.walk(30)
+    assert told.few.tolist() == [False, False, True]
+    assert way.gain.step > 3
+    np.testing.assert_allclose(way.params.means[2], em.means[2], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(way.params.covariance.values[2], em.covariance.values[2], rtol=0, atol=1e-9)
+    assert way.params.weights[2] == pytest.approx(em.weights[2], rel=1e-2)
+    assert np.abs(way.params.means[:2] - em.means[:2]).max() > 1e-3
+    assert way.gain.bound > told.walk(1).gain.bound
+
+
+def test_components_that_share_a_covariance_are_all_followed():
+    rows, labels = recipe(2, 2, 20_000, 0.8, 12)
+    theta = mixture_of(rows, np.where(np.arange(20_000) < 40, 2, labels), "tied")
+    told = Calibrated.at(Point.of(theta, whole(rows).read(theta)), part(rows[::5], 20_000), 3.0)
+    assert not told.few.any()
+
+
+def test_a_walk_that_does_not_rise_is_given_up(monkeypatch):
+    told = overlapping()
+    ask = Calibrated.told
+
+    def circling(self: Calibrated, params: MixtureParams, step: int) -> tuple[Gain, SufficientStats]:
+        gain, stats = ask(self, params, step)
+        return (gain if step <= 3 else replace(gain, bound=0.0)), stats
+
+    monkeypatch.setattr(Calibrated, "told", circling)
+    way = told.walk(200)
+    assert (way.gain.step, way.n_steps) == (3, 3 + PATIENCE)
+
+
+def test_steps_that_gain_too_little_are_not_taken():
+    told = overlapping()
+    whole_way, short = told.walk(400), told.walk(400, least := 1e-6)
+    assert short.n_steps < whole_way.n_steps < 400
+    assert 0.0 < whole_way.gain.bound - short.gain.bound < least * (whole_way.n_steps - short.n_steps)
+
+
+def overlapping() -> Calibrated:
+    """A sample of components that overlap, so that walks are long."""
+    rows, labels = recipe(3, 2, 20_000, 0.6, 13)
+    theta = mixture_of(rows, labels, "full")
+    point = Point.of(theta, whole(rows).read(theta))
+    return Calibrated.at(point, part(rows[::5], 20_000), 3.0, reg_covar=REG)
 
 
 def test_weights_equal_repetition():
