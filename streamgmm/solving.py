@@ -193,8 +193,9 @@ def _few_reads(job: Job) -> Outcome:
 
 def _best(job: Job) -> Found:
     """The best start, at its optimum on the sample; in canonical order where it is our own."""
-    steps = max(MOST_STEPS, job.settings.max_iter) if job.sample.complete else MOST_STEPS
-    tol = min(CONVERGED, LAST_GAIN * job.gap)
+    steps, tol = MOST_STEPS, CONVERGED
+    if job.sample.complete:  # that is the fit, which may be asked for more
+        steps, tol = max(steps, job.settings.max_iter), min(tol, LAST_GAIN * job.gap)
     found = best_start(job.sample, job.starts, job.settings.reg_covar, tol, steps)
     return found.canonical() if job.chosen else found
 
