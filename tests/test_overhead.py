@@ -88,7 +88,7 @@ def finished(client: Client, prefix: str) -> int:
 def test_small_chunks_of_a_store_share_tasks(client, small_chunks):
     """Counted on the scheduler: a pass is a handful of tasks, and half a second of scheduling has room for 100."""
     start = {"weights_init": [0.5, 0.5], "means_init": np.eye(2, 20), "precisions_init": np.ones((2, 20))}
-    model = GaussianMixture(2, covariance_type="diag", max_iter=2, tol=0.0, **start)
+    model = GaussianMixture(2, covariance_type="diag", solver="em", max_iter=2, tol=0.0, **start)
     with client.as_current():
         plan = model.plan(small_chunks)
         assert (plan.n_processes, plan.remarks) == (2, ())
