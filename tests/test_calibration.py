@@ -42,7 +42,7 @@ def test_the_sample_tells_what_every_read_told(kind, offset, weighted):
     for read in (point, *others):
         gain, stats = told.told(read.params, 1)
         assert gain.estimate == pytest.approx(gained(point, read, 0.0), abs=1e-9)
-        assert gain.error < 1e-7  # in single precision
+        assert gain.error < 1e-9
         stats = stats.about(read.params.means, stats.scale)
         np.testing.assert_allclose(stats.moments, read.stats.moments, rtol=0, atol=1e-9)
         np.testing.assert_allclose(stats.common, read.stats.common, rtol=0, atol=1e-9)

@@ -78,9 +78,9 @@ class Calibrated:
     few: (k,) components with too few rows of the sample to be followed: they take EM's own step and no other.
     scaled: (d, m) the rows in the units of the point's statistics.  densities: (m,) log p at the point.  shares: (m,)
     of the rows, sum one.  weighted: (m,) the same times their calibrated weights.  controls: (q, m) uncorrelated, of
-    mean zero and variance one, in single precision.  independence: (m,) one less each row's leverage on them.  taken:
-    what ``reg_covar`` takes at the point.  caution: standard errors that a bound lies below.  misfit: how far the
-    sample's means are from those of all rows, in variance; one by chance.
+    mean zero and variance one.  independence: (m,) one less each row's leverage on them.  taken: what ``reg_covar``
+    takes at the point.  caution: standard errors that a bound lies below.  misfit: how far the sample's means are from
+    those of all rows, in variance; one by chance.
     """
 
     point: Point
@@ -90,7 +90,7 @@ class Calibrated:
     densities: Floats
     shares: Floats
     weighted: Floats
-    controls: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    controls: Floats
     independence: Floats
     taken: Floats
     reg_covar: float
@@ -127,7 +127,7 @@ class Calibrated:
             densities,
             shares,
             shares * weights,
-            controls.astype(np.float32),
+            controls,
             independence,
             regularisation(point.params, reg_covar),
             reg_covar,
@@ -159,10 +159,7 @@ class Calibrated:
 
     def _explained(self, values: Floats, rows: slice | Integers = slice(None)) -> Floats:
         """(m,) regression on the controls of values (m,) of mean zero, or of any that are zero but in ``rows``."""
-        part = (self.shares * values)[rows]
-        size = np.abs(part).max(initial=0.0) or 1.0  # single precision has less range
-        told = self.controls[:, rows] @ (part / size).astype(np.float32)
-        return np.asarray(size * (told @ self.controls))
+        return np.asarray((self.controls[:, rows] @ (self.shares * values)[rows]) @ self.controls)
 
     def _against(self, rest: Floats) -> Floats:
         """(m,) R(e / (1 - h)), where e / (1 - h) is not e in few rows."""
