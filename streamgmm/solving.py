@@ -16,6 +16,7 @@ from streamgmm.protocols import Executor, Source
 from streamgmm.sample import Sample
 from streamgmm.settings import Settings
 from streamgmm.solvers.anderson import Accelerated, anderson
+from streamgmm.solvers.calibration import of_few_rows
 from streamgmm.solvers.em import FitResult, Restarts, em
 from streamgmm.solvers.incremental import incremental
 from streamgmm.solvers.stepwise import Running
@@ -180,15 +181,11 @@ def _few_reads(job: Job) -> Outcome:
     job.log.report(found.record(lacking))
     if sample.complete:
         return Outcome.of(_in_memory(found, job.gap), job.gap)
-    start = found.params
-    if not job.chosen:
-        given = job.starts[found.index]
-        if found.log_likelihood - _mean_log_likelihood(sample, given) <= p / sample.size:
-            start = given  # all that the sample could do is to lead away from it, by its own error
+    start = found.params if job.chosen else _start(sample, job.starts[found.index], found)
     if sample.size < SURROGATE_ROWS * p:
         _say_too_small(job, "accelerated EM")
         return _on_all_rows(job, Accelerated.at(start), found.index)
-    return _on_all_rows(job, Progress.at(start, sample), found.index)
+    return _on_all_rows(job, Progress.at(start, sample, optimal=start is found.params), found.index)
 
 
 def _best(job: Job) -> Found:
@@ -256,9 +253,16 @@ def _in_memory(found: Found, tol: float) -> FitResult:
     return replace(found.result, n_passes=0, converged=converged)
 
 
-def _mean_log_likelihood(sample: Sample, params: MixtureParams) -> float:
-    stats = sample.read(params)
-    return stats.log_likelihood / stats.weight
+def _start(sample: Sample, given: MixtureParams, found: Found) -> MixtureParams:
+    """Where reads begin that were given a start: there, where the sample could only lead away from it.
+
+    That is so where what the sample gains is within its own error, and where a component has so few of its rows that
+    its optimum may be one of these rows alone.
+    """
+    before, after = (sample.read(params).per_weight() for params in (given, found.params))
+    few = of_few_rows(before, sample.size) | of_few_rows(after, sample.size)
+    within = after.log_likelihood - before.log_likelihood <= given.n_parameters / sample.size
+    return given if within or few.any() else found.params
 
 
 #: The solvers by name. A new one is a new file and a line here.

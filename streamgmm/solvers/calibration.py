@@ -27,13 +27,13 @@ from math import inf, sqrt
 import numpy as np
 
 from streamgmm.errors import NumericalError
-from streamgmm.free_energy import ExpectedLogJoint, regularisation, regularised_gain
+from streamgmm.free_energy import regularisation, regularised_gain
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Booleans, Floats, Integers
 from streamgmm.quadratic import OUTER
 from streamgmm.sample import Sample
 from streamgmm.solvers.anderson import QUIET, Accelerated
-from streamgmm.solvers.gain import Gain, Point, Walk
+from streamgmm.solvers.gain import Gain, Point, Walk, exact_gain
 from streamgmm.stats import SufficientStats
 
 #: Rows of the sample for each control, and numbers that all controls have at most.
@@ -104,18 +104,20 @@ class Calibrated:
         """others: further points that were read."""
         weights = sample.row_weights
         shares = weights / weights.sum()
-        few = _of_few_rows(point, sample)
+        few = of_few_rows(point.stats, sample.size)
         densities, responsibilities = sample.scored(point.params)
-        truth, each = [_flat(point.stats)], len(_flat(point.stats))
+        truth = [_flat(point.stats, few)]
+        each = len(truth[0])
         columns = np.empty((each + len(others) * (each + 1), len(sample)))
         _row_statistics(point, sample, responsibilities, few, columns[:each])
         for other, rest in zip(others, np.split(columns[each:], len(others)) if others else (), strict=True):
             log_density, responsibilities = sample.scored(other.params)
             _row_statistics(other, sample, responsibilities, few, rest[:each])
             rest[each] = log_density - densities
-            truth += [_flat(other.stats), np.array([other.log_likelihood - point.log_likelihood])]
-        controls, target = _uncorrelated(columns, np.concatenate(truth), shares)
-        misfit = float(target @ target) * sample.size / (sample.left_out * len(target)) if sample.left_out else 0.0
+            truth += [_flat(other.stats, few), np.array([other.log_likelihood - point.log_likelihood])]
+        controls, target, missed = _uncorrelated(columns, np.concatenate(truth), shares)
+        apart = max(float(target @ target) / max(len(target), 1), missed)
+        misfit = apart * sample.size / sample.left_out if sample.left_out else 0.0
         weights, controls = _calibrated(controls, target)
         leverage = shares * np.einsum("qm,qm->m", controls, controls)
         independence = np.where(leverage > LEVERAGE, np.maximum(1.0 - leverage, LEAST_INDEPENDENCE), 1.0)
@@ -169,12 +171,9 @@ class Calibrated:
         return np.asarray(rest + more - self.shares @ more - self._explained(more, rows))
 
     def _gain(self, params: MixtureParams, mass: Floats, estimate: float, error: float, step: int) -> Gain:
-        stats = self.point.stats
         taken = np.array([self.taken, regularisation(params, self.reg_covar)])
-        old = ExpectedLogJoint.of(self.point.params, stats.scale)
-        new = ExpectedLogJoint.of(params, stats.scale, old.origin)
-        exact = regularised_gain(new(stats) - old(stats), np.array([stats.mass, stats.mass]), taken)
-        estimate = regularised_gain(estimate, np.array([stats.mass, mass]), taken)
+        exact = exact_gain(self.point, params, self.reg_covar)
+        estimate = regularised_gain(estimate, np.array([self.point.stats.mass, mass]), taken)
         return Gain(exact, estimate, estimate - self.caution * error, step, error)
 
     def walk(self, most_steps: int, least: float = 0.0) -> Walk:
@@ -192,7 +191,7 @@ class Calibrated:
             return stats
 
         state, n_steps = Accelerated.at(em), 0
-        best, gain, promised = em, Gain(0.0, 0.0, -inf, 0), 0.0
+        best, gain, promised = em, Gain(0.0, 0.0, -inf, 0), exact_gain(self.point, em, self.reg_covar)
         while n_steps < min(most_steps, gain.step + PATIENCE) and state.quiet < QUIET:
             n_steps += 1
             try:
@@ -200,7 +199,7 @@ class Calibrated:
             except (NumericalError, np.linalg.LinAlgError):
                 break
             params, last = seen[-1]
-            promised = max(promised, last.estimate)
+            promised = max(promised, last.estimate, last.exact)
             if last.bound > gain.bound:
                 best, gain = params, last
         return Walk(best, gain, promised, n_steps, em)
@@ -216,12 +215,9 @@ def _centred(scaled: Floats, stats: SufficientStats, component: int) -> Floats:
     return np.asarray(scaled - (stats.origin[component] * stats.scale)[:, None])
 
 
-def _of_few_rows(point: Point, sample: Sample) -> Booleans:
-    """(k,) components that have few rows of the sample. None where covariances are shared, so that all have many."""
-    stats = point.stats
-    if len(stats.common):
-        return np.zeros(len(stats.mass), dtype=bool)
-    return np.asarray(stats.mass * sample.size < FOLLOWED_ROWS * stats.moments.shape[1])
+def of_few_rows(stats: SufficientStats, size: float) -> Booleans:
+    """(k,) components that have too few rows of a sample of this size to be followed on it.  stats: per row."""
+    return np.asarray(stats.mass * size < FOLLOWED_ROWS * stats.moments.shape[1])
 
 
 def _row_statistics(point: Point, sample: Sample, responsibilities: Floats, few: Booleans, out: Floats) -> None:
@@ -246,9 +242,9 @@ def _row_statistics(point: Point, sample: Sample, responsibilities: Floats, few:
             common += squares
 
 
-def _flat(stats: SufficientStats) -> Floats:
-    """(c,) in the order of ``_row_statistics``."""
-    return np.concatenate([stats.moments.ravel(), stats.common])
+def _flat(stats: SufficientStats, few: Booleans) -> Floats:
+    """(c,) in the order of ``_row_statistics``, zero where that is."""
+    return np.concatenate([np.where(few[:, None], 0.0, stats.moments).ravel(), stats.common])
 
 
 def _statistics(stats: SufficientStats, scaled: Floats, responsibilities: Floats, weights: Floats) -> SufficientStats:
@@ -265,21 +261,27 @@ def _statistics(stats: SufficientStats, scaled: Floats, responsibilities: Floats
     return replace(stats, moments=moments, common=common)
 
 
-def _uncorrelated(columns: Floats, truth: Floats, shares: Floats) -> tuple[Floats, Floats]:
+def _uncorrelated(columns: Floats, truth: Floats, shares: Floats) -> tuple[Floats, Floats, float]:
     """Controls (q, m) of mean zero, variance one and no correlation that span columns (c, m), which are overwritten.
 
     Those of next to no variance are left out.  truth: (c,) means of the columns over all rows; returned as well, (q,).
+    The number is how far, in variance, the truth is from the sample in what was left out, where it cannot be by chance.
     """
     means = columns @ shares
     columns -= means[:, None]
+    away = truth - means
     spread = np.sqrt(np.einsum("cm,cm,m->c", columns, columns, shares))
     apart = spread > np.sqrt(np.finfo(np.float64).tiny) + COLLINEAR * np.abs(means)
+    if (np.abs(away) > COLLINEAR * (1.0 + np.abs(means)))[~apart].any():
+        return np.empty((0, len(shares))), np.empty(0), inf  # all rows of the sample are alike, and others are not
     inverse = np.where(apart, 1.0 / np.where(apart, spread, 1.0), 0.0)
     columns *= inverse[:, None]
+    away *= inverse
     variances, axes = np.linalg.eigh(_covariance(columns, shares))
     kept = variances > COLLINEAR
+    missed = float(((away @ axes[:, ~kept]) ** 2).max(initial=0.0)) / COLLINEAR
     axes = (axes[:, kept] / np.sqrt(variances[kept])).T
-    return axes @ columns, axes @ ((truth - means) * inverse)
+    return axes @ columns, axes @ away, missed
 
 
 def _covariance(columns: Floats, shares: Floats) -> Floats:

@@ -31,7 +31,7 @@ from streamgmm.kernel import m_step
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Booleans, Floats
 from streamgmm.sample import Sample, total
-from streamgmm.solvers.gain import Gain, Point, Walk, gained
+from streamgmm.solvers.gain import Gain, Point, Walk, exact_gain, gained
 from streamgmm.stats import SufficientStats
 
 #: Steps that may pass without a higher bound, once it has fallen by SLACK of itself.
@@ -205,7 +205,8 @@ def walk(surrogate: Surrogate, sample: Sample, most_steps: int) -> Walk:
     """
     reg_covar = surrogate.reg_covar
     em = params = surrogate.point.em_step(reg_covar)
-    best, best_gain, promised, before, fruitless = em, Gain(0.0, 0.0, -inf, 0), 0.0, inf, 0
+    best, best_gain, before, fruitless = em, Gain(0.0, 0.0, -inf, 0), inf, 0
+    promised = exact_gain(surrogate.point, em, reg_covar)
     step = 0
     for step in range(1, most_steps + 1):
         groups = sample.groups(params)
@@ -215,7 +216,7 @@ def walk(surrogate: Surrogate, sample: Sample, most_steps: int) -> Walk:
         if gain.bound > best_gain.bound:
             best, best_gain = params, gain
         floor = best_gain.bound - SLACK * abs(best_gain.bound)
-        if abs(gain.estimate - before) < ARRIVED * gain.estimate:
+        if abs(gain.estimate - before) <= ARRIVED * gain.estimate:
             if gain.bound >= floor:
                 best, best_gain = params, gain
             break

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamgmm.errors import NumericalError
-from streamgmm.free_energy import regularisation, regularised_gain
+from streamgmm.free_energy import ExpectedLogJoint, regularisation, regularised_gain
 from streamgmm.kernel import m_step
 from streamgmm.params import MixtureParams
 from streamgmm.stats import SufficientStats
@@ -59,8 +59,11 @@ class Gain:
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """Where steps on the sample led: ``params`` and what they gain. promised: the largest gain that was seen on the
-    way.  n_steps: steps taken.  em: the first of them, which is EM's own."""
+    """Where steps on the sample led: ``params`` and what they gain.
+
+    promised: the largest gain that was seen on the way, and at least what all rows tell of EM's own step.  n_steps:
+    steps taken.  em: the first of them, which is EM's own.
+    """
 
     params: MixtureParams
     gain: Gain
@@ -73,6 +76,15 @@ class Walk:
         is ``trusted``; else EM's own step."""
         surely = trusted and self.gain.bound > 0.5 * self.gain.estimate
         return self.params if self.gain.exact >= 0.0 or surely else self.em
+
+
+def exact_gain(point: Point, params: MixtureParams, reg_covar: float) -> float:
+    """What ``params`` gain over the point at least, nats a row: the part that all rows tell."""
+    stats = point.stats
+    old = ExpectedLogJoint.of(point.params, stats.scale)
+    new = ExpectedLogJoint.of(params, stats.scale, old.origin)
+    taken = np.array([regularisation(of, reg_covar) for of in (point.params, params)])
+    return regularised_gain(new(stats) - old(stats), np.array([stats.mass, stats.mass]), taken)
 
 
 def gained(before: Point, after: Point, reg_covar: float) -> float:

@@ -35,7 +35,7 @@ from streamgmm.solvers.anderson import (
 )
 from streamgmm.solvers.calibration import Calibrated, most_reads
 from streamgmm.solvers.divergence import Surrogate, walk
-from streamgmm.solvers.gain import Gain, Point, Walk, gained
+from streamgmm.solvers.gain import Gain, Point, Walk, exact_gain, gained
 from streamgmm.solvers.stepwise import Running
 from streamgmm.stats import SufficientStats
 
@@ -82,6 +82,15 @@ class Trail:
         """Whether the last read gained much of what the one before did."""
         return SLOW * self.gains[0] < self.gains[1] < inf
 
+    def remaining(self, *, accelerated: bool) -> float:
+        """What gains in a geometric series would still bring; 0 before there are two. The last one counts where reads
+        are slow, or ``accelerated``, for then they are no such series."""
+        if self.gains[0] == inf:
+            return 0.0
+        if accelerated:
+            return ACCELERATED * remaining(*self.gains)
+        return remaining(*self.gains) - (0.0 if self.slow else max(self.gains[1], 0.0))
+
     def with_walk(self, coordinates: Coordinates, point: MixtureParams, step: MixtureParams) -> Trail:
         """step: where the walk from ``point`` led."""
         if min(point.weights.min(), step.weights.min()) <= LEAST_WEIGHT:
@@ -110,7 +119,7 @@ class Progress:
     whether the next read is at EM's own step.  trusted: whether the last one found what was promised with confidence.
     misled: whether the sample is none of these rows, so that only EM's own steps are taken, and extrapolated.  record:
     of the last read.  first_gap: the gap at the sample's optimum where that was suspiciously far from that of all rows,
-    else NaN.  weight: of all rows.
+    else NaN.  judged: whether there is no more to say of that.  weight: of all rows.
     """
 
     next: MixtureParams
@@ -130,6 +139,7 @@ class Progress:
     trail: Trail = field(default_factory=Trail)
     converged: bool = False
     first_gap: float = nan
+    judged: bool = False
     weight: float = 0.0
     record: PassRecord | None = None
 
@@ -139,10 +149,12 @@ class Progress:
         return None if self.best is None else Running.of_fit(self.published, self.best.stats * self.weight)
 
     @classmethod
-    def at(cls, start: MixtureParams, sample: Sample) -> Progress:
+    def at(cls, start: MixtureParams, sample: Sample, *, optimal: bool = True) -> Progress:
+        """optimal: whether the start is an optimum of the sample."""
         size, p = sample.size, start.n_parameters
         ample = 1.0 if size >= AMPLE_ROWS * p else 2.0
-        return cls(start, start, CAUTION + ample * sqrt(sample.left_out) * p / sqrt(size))
+        caution = CAUTION + ample * sqrt(sample.left_out) * p / sqrt(size)
+        return cls(start, start, caution, judged=not optimal)
 
     def after(self, stats: SufficientStats, sample: Sample, tol: float, reg_covar: float) -> Progress:
         """After a read at ``next``. NumericalError where EM's own step degenerates."""
@@ -154,26 +166,29 @@ class Progress:
         way = told.walk(sample, reg_covar, enough)
         slow = told.misled or told.trail.slow
         gap = self.gap if told.rejections > 1 else way.promised
-        if slow and told.trail.gains[0] < inf:  # a walk sees no farther than its own end
-            gap = max(gap, (ACCELERATED if told.misled else 1.0) * remaining(*told.trail.gains))
+        gap = max(gap, told.trail.remaining(accelerated=told.misled))  # a walk sees no farther than its own end
         if gap <= enough and way.n_steps == told.most_steps > 1:
             way = replace(told, most_steps=LAST_STEPS).walk(sample, reg_covar, enough)
             gap = max(gap, way.promised)
-        converged = gap <= enough
+        converged = gap <= enough and not told.rejected
         coordinates = Coordinates(type(best.params.covariance), best.params.means.shape, sample.frame)
         trail = told.trail.with_walk(coordinates, best.params, way.params)
         ahead = trail.ahead(coordinates) if slow and not told.rejected else None
+        published = way.published(trusted=told.trusted)
+        if told.rejected:  # what was to be published is of the same read
+            published = max(self.published, published, key=lambda params: exact_gain(best, params, reg_covar))
         lacking = 0.5 * best.params.n_parameters * (1.0 / sample.size - 1.0 / sample.n_rows)
         return replace(
             told,
             next=ahead or way.params,
-            published=way.published(trusted=told.trusted),
+            published=published,
             trail=replace(trail, strayed=ahead is not None),
             certain=ahead is None and way.params is way.em,
             promise=way.gain,
             gap=gap,
             converged=converged,
-            first_gap=gap if self.best is None and gap > FAR * lacking else self.first_gap,
+            first_gap=self.first_gap if told.judged or gap <= FAR * lacking else gap,
+            judged=True,
             weight=stats.weight,
             record=PassRecord(
                 iteration=len(told.bounds),
