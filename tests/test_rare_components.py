@@ -35,7 +35,7 @@ def converged_em(rows: np.ndarray, **start: Any) -> GaussianMixture:
 
 
 def test_a_fit_ends_where_em_on_all_rows_leaves_a_rare_component() -> None:
-    """A dozen of its rows are in the sample, so that walks do not follow it; the gap tells of its steps nevertheless."""
+    """A dozen of its rows are in the sample, so walks do not follow it; the gap tells of its steps nevertheless."""
     rows = rows_with(30, 60_000)
     start = start_with(30 / 60_000, 7.0)
     model = GaussianMixture(2, random_state=0, sample_rows=20_000, **start).fit(rows)
