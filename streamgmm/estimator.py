@@ -92,8 +92,8 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
     verbose_interval : int
         Passes between two printed lines.
     solver : {"auto", "em", "incremental"}
-        "auto" needs few reads. After each read it makes EM steps on a sample of the rows in memory, corrected by what
-        all rows told, as far as a lower confidence bound of the likelihood rises. A read that finds a lower likelihood
+        "auto" needs few reads. After each read it makes EM steps on a sample of the rows in memory, weighted so that it
+        tells what all rows told, as far as a lower confidence bound of the likelihood rises. A read that finds a lower likelihood
         is taken back. Where the sample holds all rows they are read once; where it has fewer than 30 rows for each free
         parameter, accelerated EM reads all rows again and again. "em" is textbook EM with scikit-learn's stopping rule.
         "incremental" (Neal & Hinton 1998) keeps the statistics of every block of the rows, in memory up to 64 MiB and
