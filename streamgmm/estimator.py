@@ -93,13 +93,13 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         Passes between two printed lines.
     solver : {"auto", "em", "incremental"}
         "auto" needs few reads. After each read it makes EM steps on a sample of the rows in memory, weighted so that it
-        tells what all rows told, as far as a lower confidence bound of the likelihood rises. A read that finds a lower likelihood
-        is taken back. Where the sample holds all rows they are read once; where it has fewer than 30 rows for each free
-        parameter, accelerated EM reads all rows again and again. "em" is textbook EM with scikit-learn's stopping rule.
-        "incremental" (Neal & Hinton 1998) keeps the statistics of every block of the rows, in memory up to 64 MiB and
-        else in a temporary file, and makes up to 40 M-steps a pass, whatever the order of the rows. Starts run one
-        after the other. Its lower bounds are those of the parameters after each pass: the free energy, which is at most
-        their mean log-likelihood and never falls, but for what ``reg_covar`` adds.
+        tells what all rows told, as far as a lower confidence bound of the likelihood rises. A read that finds a lower
+        likelihood is taken back. Where the sample holds all rows they are read once; where it has fewer than 30 rows
+        for each free parameter, accelerated EM reads all rows again and again. "em" is textbook EM with scikit-learn's
+        stopping rule. "incremental" (Neal & Hinton 1998) keeps the statistics of every block of the rows, in memory up
+        to 64 MiB and else in a temporary file, and makes up to 40 M-steps a pass, whatever the order of the rows.
+        Starts run one after the other. Its lower bounds are those of the parameters after each pass: the free energy,
+        which is at most their mean log-likelihood and never falls, but for what ``reg_covar`` adds.
     step_exponent : float
         In (0.5, 1]. Batches that are learned one by one remember memory^exponent rows once there are many: with 1 all
         rows count alike for ever; less forgets what was learned from with poorer parameters.

@@ -13,6 +13,8 @@ from streamgmm.covariance import STRUCTURES
 from streamgmm.params import MixtureParams
 
 KINDS = tuple(STRUCTURES)
+#: The same where each of them takes long: two in the short form.
+SLOW_KINDS = [kind if kind in ("full", "diag") else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
 UNFINISHED = pytest.warns(ConvergenceWarning, match="did not converge")
 
 

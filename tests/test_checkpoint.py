@@ -17,7 +17,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
-from mixtures import KINDS, as_given, assert_identical, mixture_of
+from mixtures import SLOW_KINDS, as_given, assert_identical, mixture_of
 from sklearn.base import clone
 from test_cli import error_of, succeed
 from test_reads import CountingStore, keys_of
@@ -105,7 +105,7 @@ def test_what_goes_on_ends_as_what_was_never_stopped(never_stopped, passes, tmp_
     assert_identical(first, second)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SLOW_KINDS)
 def test_every_structure_goes_on(kind, tmp_path, monkeypatch):
     path = tmp_path / "c"
     whole = model_for(covariance_type=kind).fit(ROWS)

@@ -253,7 +253,7 @@ def test_a_script_begins_with_what_it_shows_how_to_run_it_and_what_it_needs(scri
 
 
 #: What the short form adds to a command, so that it takes less.
-SHORTER = {"cluster.py": ["500000"]}
+SHORTER = {"cluster.py": ["250000"]}
 
 
 @pytest.mark.parametrize("script", sorted(CHECKED))

@@ -20,7 +20,7 @@ import pytest
 from conftest import write_zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from mixtures import UNFINISHED, blobs, given_start
+from mixtures import SLOW_KINDS, UNFINISHED, blobs, given_start
 from support import (
     KINDS,
     Case,
@@ -227,7 +227,7 @@ def distance(one: MixtureParams, other: MixtureParams) -> float:
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SLOW_KINDS)
 def test_any_order_of_rows_and_blocks_ends_at_the_optimum_of_em(kind: str) -> None:
     """Sorted or not, in any order of visits, in one block, 13 or 45: where EM ends from the same start."""
     rng = np.random.default_rng(7)
@@ -274,7 +274,7 @@ def test_every_solver_has_a_rule() -> None:
     assert re.findall(r"'(\w+)'", RULES["solver"].words) == list(fitting.SOLVERS)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SLOW_KINDS)
 def test_lower_bounds_rise_to_the_log_likelihood(kind: str) -> None:
     rows = blobs()
     model = fit(rows, covariance_type=kind, reg_covar=0.0, tol=1e-10, max_iter=3_000, **given_start(kind))
@@ -410,7 +410,7 @@ def median_gap(*options: str) -> float:
 
 
 def test_sorted_rows_are_near_the_optimum_after_ten_passes() -> None:
-    assert median_gap("--seeds", "2", "--rows", "60000") <= 4e-3
+    assert median_gap("--seeds", "1", "--rows", "40000") <= 4e-3
 
 
 @pytest.mark.long

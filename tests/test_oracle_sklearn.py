@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from mixtures import SLOW_KINDS
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
 
@@ -135,7 +136,7 @@ def test_generated_rows(kind: str, tmp_path: Path, steps: int) -> None:
     assert_oracle(generated(), 4, kind, tmp_path, steps)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SLOW_KINDS)
 def test_flights(kind: str, tmp_path: Path, steps: int) -> None:
     assert_oracle(flights(20), 4, kind, tmp_path, steps)
 

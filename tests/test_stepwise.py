@@ -124,7 +124,7 @@ def test_the_whole_data_with_step_one_are_one_iteration_of_em(kind, offset):
         np.testing.assert_allclose(getattr(step, name), getattr(em, name), rtol=1e-12, atol=1e-12 * (1 + offset))
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 16])
+@pytest.mark.parametrize("size", [2, 16, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 4))])
 @pytest.mark.parametrize("settings", [{}, {"step_exponent": 0.6}, {"forgetting": {"half_life": 300}}], ids=str)
 def test_the_variance_of_a_gaussian_does_not_shrink_with_the_batch(size, settings):
     """Within three standard errors, of the weights w_i that the schedule gives the rows: sqrt(2 sum w_i^2)."""

@@ -132,7 +132,7 @@ def test_a_sample_without_a_rare_sharp_component():
 
 
 @pytest.mark.parametrize("reads", [3, 8])
-@pytest.mark.parametrize("seed", [13, 14, 15])
+@pytest.mark.parametrize("seed", [13, *(pytest.param(seed, marks=pytest.mark.long) for seed in (14, 15))])
 def test_a_sample_of_other_rows_is_taken_back(seed, reads):
     """A sample that has nothing to do with the rows: reads are rejected, and the likelihood still rises."""
     rows, labels = recipe(3, 2, 10_000, 1.0, seed)
