@@ -3,6 +3,8 @@
     python benchmarks/reads.py --results reads.jsonl --jobs 2                             # all of it: hours
     python benchmarks/reads.py --results reads.jsonl --cells 'gaussian-d2-*' --seeds 2    # a short form
 
+measured/reads.jsonl has what was measured, to go on from.
+
 For each cell (a data set and a number of components) and seed the rows lie sorted on disk, and three methods go on from
 the same optimum of a sample: 4 and 6 reads of the whole, the pilot read included, counted by the store. The gap is what
 EM on all rows gains when it is continued in memory from the model of 6 reads until it stands still; the model of 4

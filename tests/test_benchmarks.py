@@ -50,6 +50,18 @@ def test_a_store_counts_its_reads() -> None:
             data.reads()
 
 
+def test_what_was_measured_can_be_gone_on_from() -> None:
+    cells, reads, results = (import_module(name) for name in ("cells", "reads", "results"))
+    lines = results.read(FOLDER / "measured" / "reads.jsonl")
+    names = {cell.name: cell for cell in cells.CELLS}
+    keys = [(line["cell"], line["seed"], line["method"]) for line in lines]
+    assert len(set(keys)) == len(keys) > 0
+    assert all(seed < names[name].seeds and method in reads.METHODS for name, seed, method in keys)
+    found = reads.summaries(names["gaussian-d2-k4-2"], lines)
+    assert [summary.method for summary in found] == reads.METHODS
+    assert found[0].within
+
+
 def test_every_cell_has_a_name_of_its_own_and_a_limit() -> None:
     cells, reads = import_module("cells"), import_module("reads")
     assert len({cell.name for cell in cells.CELLS}) == len(cells.CELLS) == 34
