@@ -19,7 +19,7 @@ settings.register_profile(
     "ci",
     deadline=None,
     derandomize=True,
-    max_examples=10,
+    max_examples=15,
     database=None,
     phases=PHASES,
     suppress_health_check=ANYWAY,

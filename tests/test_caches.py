@@ -107,7 +107,7 @@ def peak_of(n_blocks: int, passes: int) -> tuple[float, float]:
 
 def test_caches_in_a_file_take_no_memory() -> None:
     """Short form: 250 blocks have 75 MB of caches; 250 more may take a fifth of what they add."""
-    (small, planned_small), (large, planned_large) = peak_of(250, 1), peak_of(500, 1)
+    (small, planned_small), (large, planned_large) = peak_of(250, 2), peak_of(500, 2)
     assert caches.caches_bytes(250, STRUCTURES["full"], 64, 32) > caches.MOST_BYTES_IN_MEMORY
     assert large - small < 15e6
     assert small < planned_small

@@ -143,11 +143,9 @@ def reference(store, start) -> str:
         return model_digest(open_source(store, block_rows=BLOCK_ROWS), **start)
 
 
-def test_schedulers_processes_and_clusters(request, where, stores, start, reference):
+def test_schedulers_processes_and_clusters(where, stores, start, reference):
     """One hash wherever blocks run, from stores that are chunked in different ways."""
     enter, number = where
-    if PLACES[number] in LONG_PLACES[:2] and not request.config.getoption("--long"):
-        pytest.skip("long form: run pytest --long")
     with enter():
         assert model_digest(open_source(stores[number % 3], block_rows=BLOCK_ROWS), **start) == reference
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mixtures import mixture_of
-from samples import REG, mean_log_likelihood, part, whole
+from samples import REG, mean_log_likelihood, moved, part, whole
 
 from streamgmm.kernel import m_step
 from streamgmm.params import MixtureParams
 from streamgmm.sample import Sample
 from streamgmm.solvers.anderson import anderson
 from streamgmm.solvers.em import em
+from streamgmm.solvers.gain import Gain, exact_gain
 from streamgmm.solvers.surrogate import MOST_STEPS, Progress, surrogate_em
 from streamgmm.synthetic import recipe
 
@@ -151,3 +154,20 @@ def test_a_plateau():
     sample = part(rows[:2_000], 10_000)
     start = mixture_of(rows + 0.1 * labels[:, None], labels, "full")
     no_worse_than_em(rows, sample, start, 6)
+
+
+def test_no_fit_ends_with_a_read_that_is_taken_back():
+    """Nor does what is published fall with it: of what is to be published after the same read the surer is kept."""
+    rows, labels = recipe(3, 2, 8_000, 1.0, 5)
+    full, sample, rng = whole(rows), part(rows[:2_000], 8_000), np.random.default_rng(0)
+    theta = moved(mixture_of(rows, labels, "full"), rng, 0.1)
+    once = Progress.at(theta, sample).after(full.read(theta), sample, 0.0, REG)
+    worse, step = moved(theta, rng, 1.0), once.best.em_step(REG)
+    bold = replace(once, next=worse, certain=False, caution=0.01, promise=Gain(0.0, 0.0, 0.0, 0, error=1e9))
+    for published, kept in ((step, True), (theta, False)):
+        again = replace(bold, published=published).after(full.read(worse), sample, 1e3, REG)
+        assert again.rejected
+        assert not again.converged
+        assert again.best is once.best
+        assert 0.0 < exact_gain(again.best, again.next, REG) < exact_gain(again.best, step, REG)
+        assert again.published is (published if kept else again.next)

@@ -83,8 +83,10 @@ class Trail:
         return SLOW * self.gains[0] < self.gains[1] < inf
 
     def remaining(self, *, accelerated: bool) -> float:
-        """What gains in a geometric series would still bring; 0 before there are two. The last one counts where reads
-        are slow, or ``accelerated``, for then they are no such series."""
+        """What gains in a geometric series would still bring; 0 before there are two.
+
+        The last one counts where reads are slow, or ``accelerated``, for then they are no such series.
+        """
         if self.gains[0] == inf:
             return 0.0
         if accelerated:
