@@ -39,6 +39,7 @@ RESTARTS = 8
 OURS = {1: "ours, n_init=1", RESTARTS: f"ours, n_init={RESTARTS}"}
 KINDS = ("k-means++", "kmeans", "vq", "random_from_data", "random", "samples")
 THEIRS, CONTINUED, TRUTH = "scikit-learn", "scikit-learn, converged", "true components"
+WAYS = (*OURS.values(), *KINDS, THEIRS, CONTINUED, TRUTH)
 
 
 class Setting(NamedTuple):
@@ -135,19 +136,25 @@ def run(seeds: int, jobs: int, path: Path | None, chosen: tuple[Setting, ...]) -
     return done
 
 
+def shares(done: dict[tuple[str, int], Any], seeds: int, setting: Setting) -> dict[str, float]:
+    """The share of seeds that come close to the optimum, by the way that leads there."""
+    rows = [done[setting.name, seed] for seed in range(seeds)]
+    best = [max(value for name, value in row.items() if name != "seconds") for row in rows]
+    return {
+        name: float(np.mean([row[name] > top - CLOSE for row, top in zip(rows, best, strict=True)])) for name in WAYS
+    }
+
+
 def table(done: dict[tuple[str, int], Any], seeds: int, chosen: tuple[Setting, ...]) -> str:
-    """The share of seeds that come close to the optimum, and for ours the share that is required."""
+    """The shares, and for ours the one that is required."""
     lines = [f"share of {seeds} seeds within {CLOSE:g} nats a row of the optimum"]
-    names = (*OURS.values(), *KINDS, THEIRS, CONTINUED, TRUTH)
-    lines.append(" ".join([f"{'':>34}", *(f"{name:>24}" for name in names)]))
+    lines.append(" ".join([f"{'':>34}", *(f"{name:>24}" for name in WAYS)]))
     for setting in chosen:
-        rows = [done[setting.name, seed] for seed in range(seeds)]
-        best = [max(value for name, value in row.items() if name != "seconds") for row in rows]
-        cells = []
-        for name in names:
-            share = np.mean([row[name] > top - CLOSE for row, top in zip(rows, best, strict=True)])
-            required = {OURS[n_init]: least for n_init, least in setting.required.items()}.get(name)
-            cells.append(f"{share:.2f}" + ("" if required is None else f" (at least {required:.2f})"))
+        required = {OURS[n_init]: least for n_init, least in setting.required.items()}
+        cells = [
+            f"{share:.2f}" + (f" (at least {required[name]:.2f})" if name in required else "")
+            for name, share in shares(done, seeds, setting).items()
+        ]
         lines.append(" ".join([f"{setting.name:>34}", *(f"{cell:>24}" for cell in cells)]))
     return "\n".join(lines)
 

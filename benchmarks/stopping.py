@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from cells import CELLS, Cell, stored
@@ -54,20 +55,35 @@ def work(cell: Cell, seed: int, methods: list[str]) -> Iterator[Line]:
     }
 
 
+class Figures(NamedTuple):
+    """Of some lines: reads, and gaps over tol."""
+
+    reads: float
+    most_reads: int
+    gap: float
+    gap_point: float
+    largest_gap: float
+
+    @classmethod
+    def of(cls, lines: list[Line]) -> Figures:
+        reads = np.array([line["reads"] for line in lines])
+        gaps = np.array([(line["optimum"] - line["likelihood"]) / line["tol"] for line in lines])
+        median, point = np.quantile(gaps, [0.5, POINT])
+        return cls(float(np.median(reads)), int(reads.max()), float(median), float(point), float(gaps.max()))
+
+
 def row(name: str, lines: list[Line], kind: str | None) -> str:
     """kind: what the verdict is judged by; none where it is None."""
-    reads = np.array([line["reads"] for line in lines])
-    gaps = np.array([(line["optimum"] - line["likelihood"]) / line["tol"] for line in lines])
-    point = np.quantile(gaps, POINT)
+    found = Figures.of(lines)
     astray = sum(not line["converged"] for line in lines)
     said = (
-        f"{name:22} {len(lines):5d}  {np.median(reads):5.1f} {reads.max():5d}  {np.median(gaps):8.1e} {point:8.1e} "
-        f"{gaps.max():8.1e}  {astray:6d}"
+        f"{name:22} {len(lines):5d}  {found.reads:5.1f} {found.most_reads:5d}  {found.gap:8.1e} "
+        f"{found.gap_point:8.1e} {found.largest_gap:8.1e}  {astray:6d}"
     )
     if kind is None:
         return said
-    few = np.median(reads) <= MOST_READS.get(kind, np.inf)
-    near = kind == "real" or point <= LARGEST_GAP
+    few = found.reads <= MOST_READS.get(kind, np.inf)
+    near = kind == "real" or found.gap_point <= LARGEST_GAP
     asked = f"{MOST_READS.get(kind, '-')} and {'-' if kind == 'real' else LARGEST_GAP}"
     return f"{said}  {asked:>9} {'yes' if few and near else 'NO':>3}"
 

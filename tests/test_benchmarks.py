@@ -50,16 +50,54 @@ def test_a_store_counts_its_reads() -> None:
             data.reads()
 
 
-def test_what_was_measured_can_be_gone_on_from() -> None:
-    cells, reads, results = (import_module(name) for name in ("cells", "reads", "results"))
-    lines = results.read(FOLDER / "measured" / "reads.jsonl")
-    names = {cell.name: cell for cell in cells.CELLS}
+@pytest.mark.parametrize("script", ["reads", "stopping", "order"])
+def test_what_was_measured_can_be_gone_on_from(script: str) -> None:
+    cells, results = (import_module(name) for name in ("cells", "results"))
+    lines = results.read(FOLDER / "measured" / f"{script}.jsonl")
+    seeds = {cell.name: cell.seeds for cell in cells.CELLS}
     keys = [(line["cell"], line["seed"], line["method"]) for line in lines]
     assert len(set(keys)) == len(keys) > 0
-    assert all(seed < names[name].seeds and method in reads.METHODS for name, seed, method in keys)
-    found = reads.summaries(names["gaussian-d2-k4-2"], lines)
+    methods = import_module(script).METHODS
+    assert all(seed < seeds[name] and method in methods for name, seed, method in keys)
+
+
+def test_the_table_of_what_was_measured() -> None:
+    cells, reads, results = (import_module(name) for name in ("cells", "reads", "results"))
+    (cell,) = cells.cells_like(["gaussian-d2-k4-2"])
+    found = reads.summaries(cell, results.read(FOLDER / "measured" / "reads.jsonl"))
     assert [summary.method for summary in found] == reads.METHODS
     assert found[0].within
+
+
+def documented(header: str) -> list[list[str]]:
+    """The cells of the table in how-it-works.md whose header begins so."""
+    text = (FOLDER.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    rows = text[text.index(f"| {header} |") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("| ").split("|")] for row in rows]
+
+
+def test_the_documents_say_how_many_reads_were_measured() -> None:
+    cells, stopping, results = (import_module(name) for name in ("cells", "stopping", "results"))
+    kinds = {cell.name: cell.kind for cell in cells.CELLS}
+    lines = results.read(FOLDER / "measured" / "stopping.jsonl")
+    asked = []
+    for kind in dict.fromkeys(kinds.values()):
+        mine = [line for line in lines if kinds[line["cell"]] == kind]
+        reads, most, gap, point, _ = stopping.Figures.of(mine)
+        asked.append([str(len(mine)), f"{reads:g}", str(most), f"{gap:.1g}", f"{point:.2g}"])
+        assert " NO" not in stopping.row("", mine, kind)
+    assert [row[1:] for row in documented("data")] == asked
+
+
+def test_the_documents_say_what_was_measured_of_starts() -> None:
+    starts = import_module("starts")
+    done = starts.finished(FOLDER / "measured" / "starts.jsonl")
+    assert set(done) == {(setting.name, seed) for setting in starts.SETTINGS for seed in range(40)}
+    shown = [*starts.OURS.values(), starts.THEIRS, starts.CONTINUED]
+    for setting, row in zip(starts.SETTINGS, documented("mixture"), strict=True):
+        found = starts.shares(done, 40, setting)
+        assert row == [setting.name, *(f"{found[name]:.2f}" for name in shown)]
+        assert all(found[starts.OURS[n_init]] >= least for n_init, least in setting.required.items())
 
 
 def test_every_cell_has_a_name_of_its_own_and_a_limit() -> None:
