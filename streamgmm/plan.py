@@ -26,6 +26,12 @@ USABLE_PART = 0.8
 #: Scheduling that takes longer than this in a pass is worth a remark, in seconds.
 REMARKABLE_SECONDS = 0.5
 
+#: What zarr takes for a chunk beside decoding it, in seconds: threads of one process take turns, for it is Python.
+CHUNK_SECONDS = 0.00035
+
+#: Bytes of rows that a process reads and decodes in a second where chunks are large.
+READ_BYTES_PER_SECOND = 10**9
+
 #: A task below this size costs more to schedule than to run. Blocks of a store are near 32 MiB, and large enough.
 SMALLEST_TASK_BYTES = 16 * MIB
 
@@ -220,6 +226,14 @@ def _remarks(source: Source, capacity: Capacity, n_tasks: int, read_bytes: int) 
             f"Each of the {n_tasks:,} chunks of {source.name} is a task of its own, {_size(read_bytes // n_tasks)} on "
             f"average, so about {seconds:.2g} s of every pass go into scheduling. Give the store that the array reads "
             "(its chunks share tasks), or rechunk the array to chunks of about 32 MB."
+        )
+    seconds = source.stored_chunks * CHUNK_SECONDS / max(capacity.n_processes, 1)
+    if seconds > max(REMARKABLE_SECONDS, read_bytes / READ_BYTES_PER_SECOND):
+        elsewhere = "" if capacity.n_processes else ", or use a process cluster, where it is shared"
+        remarks.append(
+            f"{source.name} has {source.stored_chunks:,} chunks of {_size(read_bytes // source.stored_chunks)}: about "
+            f"{seconds:.2g} s of every pass are zarr's own cost of a chunk. Rechunk it to chunks of about 32 MB"
+            f"{elsewhere}."
         )
     if source.upstream_tasks > 0:
         remarks.append(

@@ -114,6 +114,10 @@ class Source(Readable, Protocol):
         """Tasks a chunk that every read runs again before it has the rows, the read itself not counted."""
 
     @property
+    def stored_chunks(self) -> int:
+        """Chunks of a zarr store that every read decodes, those in shards too; 0 where rows come from elsewhere."""
+
+    @property
     def checks(self) -> Sequence[Callable[[], None]]:
         """Quick calls that raise in a process that cannot reach the rows."""
 

@@ -73,6 +73,7 @@ class CountedSource:
     uncounted: tuple[()] = ()
     divisible: bool = True
     upstream_tasks: float = 0.0
+    stored_chunks: int = 0
     weight_bytes: int = 0
     graph: dict[str, Any] = field(default_factory=dict)
     checks: tuple[()] = ()

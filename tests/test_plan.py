@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import dask
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from clusters import local_cluster
 from conftest import write_zarr
+from described import THREADS, WORKERS, Described, plan_of
 from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,45 +28,14 @@ from streamgmm.plan import (
     WORKER_SLACK_BYTES,
     Plan,
     machine_bytes,
-    make_plan,
 )
 from streamgmm.protocols import Capacity
 
 MIB = 2**20
-FLOAT32 = np.dtype("f4")
-THREADS = Capacity(3)
 GB = 10**9
-
-
-@dataclass(frozen=True)
-class Described:
-    """A source that holds nothing but its numbers."""
-
-    n_rows: int = 100_003
-    n_features: int = 13
-    dtype: Any = FLOAT32
-    grid_rows: int = 211
-    block_rows: int = 211 * 7
-    in_memory: bool = False
-    divisible: bool = True
-    upstream_tasks: float = 0.0
-    weight_bytes: int = 0
-    name: str = "rows.zarr"
-
-    def blocks(self) -> range:
-        return range(0, self.n_rows, self.block_rows)
-
-    def block(self, start: int, stop: int) -> Any:
-        raise AssertionError("a plan reads nothing")
-
 
 #: 1,000 blocks of a 256th of what is worth a task
 SMALL = Described(n_rows=1_000 * 2_048, n_features=SMALLEST_TASK_BYTES // 2**22, grid_rows=2_048, block_rows=2_048)
-
-
-def plan_of(source: Described, capacity: Capacity = THREADS, **numbers: Any) -> Plan:
-    sizes = {"fan_in": 8, "workspace_bytes": 1_000_003, "value_bytes": 10_007, "sample_bytes": 500_009}
-    return make_plan(source, capacity, **{**sizes, **numbers})
 
 
 # -- in this process ---------------------------------------------------------------------------------------------------
@@ -147,7 +117,6 @@ def test_a_fit_is_refused_before_anything_is_read(tmp_path, monkeypatch):
 # -- in processes and on workers ---------------------------------------------------------------------------------------
 
 #: 2 workers of 3 threads and 503 MB each
-WORKERS = Capacity(6, 2, 3, 503_000_000, task_seconds=0.004)
 WORKER_BYTES = WORKER_LIBRARY_BYTES + WORKER_SLACK_BYTES
 
 
@@ -420,57 +389,6 @@ def test_unknown_chunk_sizes_cannot_be_planned():
     unknown = rows[da.ones(10, chunks=5) > 0]
     with pytest.raises(DataError, match=r"does not know its chunk sizes. Call its compute_chunk_sizes\(\) first"):
         GaussianMixture().plan(unknown)
-
-
-def test_many_small_chunks_of_a_dask_array_get_a_remark():
-    small = Described(n_rows=1_000 * 3_125, n_features=8, grid_rows=3_125, block_rows=3_125, divisible=False)
-    (remark,) = plan_of(small, WORKERS).remarks
-    assert remark == (
-        "Each of the 1,000 chunks of rows.zarr is a task of its own, 100 kB on average, so about 4 s of every pass go "
-        "into scheduling. Give the store that the array reads (its chunks share tasks), or rechunk the array to "
-        "chunks of about 32 MB."
-    )
-    assert plan_of(replace(small, divisible=True), WORKERS).remarks == ()
-    assert plan_of(replace(small, n_rows=125 * 3_125), WORKERS).remarks == ()  # half a second
-    assert len(plan_of(replace(small, n_rows=126 * 3_125), WORKERS).remarks) == 1
-    assert plan_of(small, THREADS).remarks == ()
-
-
-@pytest.mark.parametrize("divisible", [True, False], ids=["store", "dask array"])
-def test_large_chunks_get_no_remark(divisible):
-    """1,000 tasks of 104 MB: their scheduling is nothing beside their work, and rechunking would make more of them."""
-    large = Described(n_rows=10**9, n_features=13, dtype=np.dtype("f8"), block_rows=10**6, divisible=divisible)
-    plan = plan_of(large, WORKERS)
-    assert plan.n_tasks * WORKERS.task_seconds > 1
-    assert plan.remarks == ()
-
-
-def test_an_upstream_graph_gets_a_remark():
-    (remark,) = plan_of(Described(divisible=False, upstream_tasks=6)).remarks
-    assert remark == (
-        "Every read of rows.zarr runs its own graph again, about 7 tasks a chunk. If that is expensive, write it to a "
-        "store first (array.to_zarr(PATH)) and fit that."
-    )
-
-
-@pytest.mark.parametrize(
-    ("make", "again"),
-    [(lambda x: x, False), (lambda x: 2 * x + 1, True), (lambda x: x.rechunk((11, 2)), True)],
-    ids=["the store", "arithmetic", "rechunked"],
-)  # fmt: skip
-def test_what_every_read_runs_again(tmp_path, make, again):
-    """A plain read of a store is what a pass is made of; whatever comes on top of it is said."""
-    rows = make(da.from_zarr(str(write_zarr(tmp_path, np.ones((64, 2), np.float32), 8))))
-    remarks = GaussianMixture(2).plan(rows).remarks
-    assert ["runs its own graph again" in remark for remark in remarks] == [True] * again
-
-
-def test_remarks_are_said_once_before_the_first_pass(caplog):
-    rows = da.from_array(np.random.default_rng(0).normal(size=(50, 2)), chunks=(25, 2)) * 2 + 1
-    with caplog.at_level("INFO", logger="streamgmm"):
-        GaussianMixture(1).fit(rows)
-    assert caplog.messages[1].startswith("Every read of the dask array runs its own graph again, about")
-    assert sum("runs its own graph" in line for line in caplog.messages) == 1
 
 
 @pytest.fixture(scope="module")

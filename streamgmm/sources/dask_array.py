@@ -97,6 +97,7 @@ class DaskSource:
     graph: Mapping[Hashable, Any]
     sizes: tuple[int, ...] | None
     upstream_tasks: float
+    stored_chunks: int = 0
     in_memory: bool = False
     travels: bool = True
     divisible: bool = False

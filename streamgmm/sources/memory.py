@@ -56,6 +56,7 @@ class MemorySource:
     graph: Mapping[Hashable, Any] = field(default_factory=dict)
     checks: Sequence[Callable[[], None]] = ()
     upstream_tasks: float = 0.0
+    stored_chunks: int = 0
     weight_bytes: int = 0
     omits_nan: bool = False
 

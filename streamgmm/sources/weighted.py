@@ -119,6 +119,10 @@ class WeightedSource:
         return self.source.upstream_tasks
 
     @property
+    def stored_chunks(self) -> int:
+        return self.source.stored_chunks + self.weights.stored_chunks
+
+    @property
     def graph(self) -> Mapping[Hashable, Any]:
         return {**self.source.graph, **self.weights.graph}
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -168,6 +169,10 @@ class ZarrSource:
     @property
     def grid_rows(self) -> int:
         return _grid(self.array)[0]
+
+    @property
+    def stored_chunks(self) -> int:
+        return prod(-(-size // step) for size, step in zip(self.array.shape, self.array.chunks, strict=True))
 
     @property
     def travels(self) -> bool:
