@@ -203,3 +203,35 @@ def test_scikit_learn_goes_on_from_what_was_kept(tmp_path: Path, monkeypatch: py
     assert not resumed["reached"]
     early = against.until_as_good(rows, kept[1]["bound"], tmp_path / "early.jsonl")
     assert (early["iterations"], early["reached"]) == (2, True)
+
+
+def test_peers_take_the_same_steps_from_the_same_start(tmp_path: Path) -> None:
+    """Each in a process of its own, in this environment; what is said of them is made of ratios of neighbours."""
+    peers = import_module("peers")
+    rows, means = peers.rows_and_means(16, 32)
+    np.save(tmp_path / "rows.npy", rows[:3_000])
+    np.save(tmp_path / "means.npy", means)
+    ends = []
+    for name in ("streamgmm", "scikit-learn"):
+        with peers.Peer(name, sys.executable, tmp_path, "full", 1) as peer:
+            _, made, likelihood = peer.fit(4)
+        assert made == 4
+        ends.append(likelihood)
+    assert ends[0] == pytest.approx(ends[1], abs=1e-9)
+    nothing = peers.Peer("nothing", sys.executable, tmp_path, "full", 1)
+    with nothing, pytest.raises(RuntimeError, match="ended with 1"):
+        nothing.fit(1)
+    timed = {
+        "streamgmm": [peers.Timed(1.0, -2.0), peers.Timed(2.0, -2.0), peers.Timed(1.0, -2.0)],
+        "oneDAL": [peers.Timed(3.0, -2.0), peers.Timed(4.0, -2.0), peers.Timed(5.0, -2.5)],
+    }
+    assert peers.ratios(timed) == {"streamgmm": 1.0, "oneDAL": 3.0}
+    assert peers.row(2, 8, "full", timed, ["streamgmm", "oneDAL"]).split() == [
+        "full",
+        "2",
+        "8",
+        "1.0000",
+        "4.0000",
+        "3.00",
+        "5.0e-01",
+    ]

@@ -1,0 +1,93 @@
+"""One implementation of EM in a process of its own, told by lines on its standard input; see benchmarks/peers.py.
+
+    python peer_worker.py PEER FOLDER STRUCTURE THREADS
+
+FOLDER holds rows.npy (n, d) and means.npy (k, d): the start has equal weights and unit covariances. A line with a
+number of iterations is answered by one with the seconds, the iterations that were made, and the mean log-likelihood in
+nats that entered the last one. It imports nothing that stands beside it, for each peer has an environment of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Runs so many iterations; returns how many it made and the mean log-likelihood that entered the last one.
+Run = Callable[[int], tuple[int, float]]
+
+
+def unit_covariances(k: int, d: int, structure: str) -> Any:
+    return {"full": np.stack([np.eye(d)] * k), "tied": np.eye(d), "diag": np.ones((k, d)), "spherical": np.ones(k)}[
+        structure
+    ]
+
+
+def _estimator(model: Any, rows: np.ndarray, means: np.ndarray, structure: str) -> Run:
+    """scikit-learn's interface, which is ours as well."""
+    k, d = means.shape
+    start = {
+        "weights_init": np.full(k, 1.0 / k),
+        "means_init": means,
+        "precisions_init": unit_covariances(k, d, structure),
+    }
+
+    def run(iterations: int) -> tuple[int, float]:
+        fitted = model(k, covariance_type=structure, tol=0.0, max_iter=iterations, **start).fit(rows)
+        return fitted.n_iter_, float(fitted.lower_bound_)
+
+    return run
+
+
+def streamgmm(rows: np.ndarray, means: np.ndarray, structure: str, threads: int) -> Run:
+    from functools import partial
+
+    import dask
+
+    from streamgmm import GaussianMixture
+
+    dask.config.set(scheduler="threads", num_workers=threads)
+    return _estimator(partial(GaussianMixture, solver="em"), rows, means, structure)
+
+
+def sklearn(rows: np.ndarray, means: np.ndarray, structure: str, threads: int) -> Run:
+    from sklearn.mixture import GaussianMixture
+
+    return _estimator(GaussianMixture, rows, means, structure)
+
+
+def onedal(rows: np.ndarray, means: np.ndarray, structure: str, threads: int) -> Run:
+    import daal4py
+
+    daal4py.daalinit(threads)
+    k, d = means.shape
+    weights, covariances = np.full((1, k), 1.0 / k), list(unit_covariances(k, d, "full"))
+
+    def run(iterations: int) -> tuple[int, float]:
+        algorithm = daal4py.em_gmm(k, maxIterations=iterations, accuracyThreshold=0.0)
+        found = algorithm.compute(rows, weights, means, covariances)
+        return int(found.nIterations[0, 0]), float(found.goalFunction[0, 0]) / len(rows)
+
+    return run
+
+
+PEERS = {"streamgmm": streamgmm, "scikit-learn": sklearn, "oneDAL": onedal}
+
+
+def main() -> None:
+    peer, folder, structure, threads = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    warnings.simplefilter("ignore")  # a few iterations do not converge, and need not
+    run = PEERS[peer](np.load(folder / "rows.npy"), np.load(folder / "means.npy"), structure, threads)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        made, likelihood = run(int(line))
+        print(time.perf_counter() - began, made, likelihood, flush=True)
+
+
+if __name__ == "__main__":
+    main()

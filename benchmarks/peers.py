@@ -1,0 +1,177 @@
+"""Seconds an iteration of EM in memory, ours beside those of other implementations.
+
+    python benchmarks/peers.py                                   # full covariances, the whole grid: half an hour
+    python benchmarks/peers.py --structures tied diag spherical  # beside scikit-learn, the only peer that has them
+    python benchmarks/peers.py --shapes 8x16 --rounds 1          # quick and rough
+
+Each implementation runs in a process of its own, from the same start on the same rows, with all cores; ours with one
+thread as well. They take turns in one run, so that what else the machine does falls on all alike. An iteration, its
+M-step with it, is the difference of a long and a short fit over the iterations that were made in between, which leaves
+out the start, checks and the read before fitting. Each ratio is the median over the rounds of those of neighbours.
+
+oneDAL gets an environment of its own, made on first use in ``--environments`` (its versions need an older NumPy). The
+last column is the largest difference of the mean log-likelihoods (nats) after the long fits: that all did the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import venv
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from statistics import geometric_mean, median
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+from peer_worker import PEERS
+
+GRID = [(2, 8), (8, 16), (16, 32), (64, 16), (32, 128)]
+#: Shapes that no tuning saw.
+UNSEEN = [(3, 20), (12, 50), (48, 24)]
+SHORT, LONG = 1, 5
+#: Products of a pass (rows x components x features of a row), which makes it last about a tenth of a second.
+WORK = 3 * 10**8
+ROWS = (20_000, 1_000_000)
+
+THREAD_LIMITS = ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+ONEDAL = ["numpy<2.1", "scikit-learn==1.5.2", "daal4py==2024.7", "packaging"]
+
+
+class Timed(NamedTuple):
+    """seconds: an iteration.  likelihood: mean log-likelihood (nats) that entered the last one of the long fit."""
+
+    seconds: float
+    likelihood: float
+
+
+class Peer:
+    """An implementation in its own process, with the rows and the start that lie in a folder."""
+
+    def __init__(self, name: str, python: str, folder: Path, structure: str, threads: int) -> None:
+        script = Path(__file__).with_name("peer_worker.py")
+        command = [python, str(script), name, str(folder), structure, str(threads)]
+        environment = {**os.environ, **dict.fromkeys(THREAD_LIMITS, str(threads))}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def fit(self, iterations: int) -> tuple[float, int, float]:
+        """Seconds, iterations that were made, and the log-likelihood. RuntimeError where the process ended."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with suppress(BrokenPipeError):  # the process has ended, as its answer says
+            self.process.stdin.write(f"{iterations}\n")
+            self.process.stdin.flush()
+        answer = self.process.stdout.readline().split()
+        if not answer:
+            raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended with {self.process.wait()}")
+        return float(answer[0]), int(answer[1]), float(answer[2])
+
+    def iteration(self) -> Timed:
+        short, few, _ = self.fit(SHORT)
+        long, many, likelihood = self.fit(LONG)
+        return Timed(max(long - short, 1e-9) / (many - few), likelihood)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()  # its input ends, and so does it
+
+
+def rows_and_means(d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit-variance clusters, as many as make a pass worth timing, and where a fit starts."""
+    means = 2.0 * np.random.default_rng(1).normal(size=(k, d))
+    rng = np.random.default_rng(0)
+    n = int(np.clip(WORK // (k * (1 + d + d * (d + 1) // 2)), *ROWS))
+    rows = means[rng.integers(k, size=n)] + rng.normal(size=(n, d))
+    return rows, means + 0.1 * rng.normal(size=(k, d))
+
+
+def onedal_python(folder: Path) -> str:
+    """The interpreter of an environment that has oneDAL; made where it is not there."""
+    place = folder / "onedal"
+    python = place / "bin" / "python"
+    if not python.exists():
+        venv.create(place, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *ONEDAL], check=True)
+    return str(python)
+
+
+def compare(d: int, k: int, structure: str, rounds: int, pythons: dict[str, str]) -> dict[str, list[Timed]]:
+    """Seconds an iteration by implementation, a value a round. "one thread" is ours."""
+    cores = len(os.sched_getaffinity(0))
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        place = Path(folder)
+        for name, values in zip(("rows", "means"), rows_and_means(d, k), strict=True):
+            np.save(place / f"{name}.npy", values)
+
+        def start(name: str, python: str, threads: int) -> Peer:
+            return stack.enter_context(Peer(name, python, place, structure, threads))
+
+        peers = {name: start(name, python, cores) for name, python in pythons.items()}
+        peers["one thread"] = start("streamgmm", sys.executable, 1)
+        for peer in peers.values():
+            peer.fit(SHORT)  # libraries are loaded, and what is made once is made
+        found: dict[str, list[Timed]] = {name: [] for name in peers}
+        for _ in range(rounds):
+            for name, peer in peers.items():
+                found[name].append(peer.iteration())
+    return found
+
+
+def ratios(found: dict[str, list[Timed]]) -> dict[str, float]:
+    """Of each to ours, the median over the rounds."""
+    ours = found["streamgmm"]
+    return {
+        name: median(theirs.seconds / mine.seconds for theirs, mine in zip(timed, ours, strict=True))
+        for name, timed in found.items()
+    }
+
+
+def row(d: int, k: int, structure: str, found: dict[str, list[Timed]], names: list[str]) -> str:
+    over = ratios(found)
+    seconds = " ".join(f"{median(timed.seconds for timed in found[name]):12.4f}" for name in names)
+    beside = " ".join(f"{over[name]:12.2f}" for name in names if name != "streamgmm")
+    ends = [found[name][-1].likelihood for name in names]
+    return f"{structure:>9} {d:3d} {k:3d}  {seconds}  {beside}  {max(ends) - min(ends):9.1e}"
+
+
+def shape(text: str) -> tuple[int, int]:
+    d, k = text.split("x")
+    return int(d), int(k)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", type=shape, default=[*GRID, *UNSEEN], help="dxk; default: all")
+    parser.add_argument("--structures", nargs="+", default=["full"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "streamgmm-peers")
+    arguments = parser.parse_args()
+    for structure in arguments.structures:
+        pythons = {"streamgmm": sys.executable, "scikit-learn": sys.executable}
+        if structure == "full":
+            pythons["oneDAL"] = onedal_python(arguments.environments)
+        names = [*pythons, "one thread"]
+        assert set(pythons) <= set(PEERS)
+        print(f"{'':18} {'seconds an iteration':^{13 * len(names)}} {'over ours':^{13 * len(names) - 13}}")
+        heads = " ".join(f"{name:>12}" for name in names)
+        print(f"{'':>9} {'d':>3} {'k':>3}  {heads}  {heads[13:]}  {'apart':>9}")
+        over = {}
+        for d, k in arguments.shapes:
+            found = compare(d, k, structure, arguments.rounds, pythons)
+            over[d, k] = ratios(found)
+            print(row(d, k, structure, found, names), flush=True)
+        for name in names[1:]:
+            grid = [of[name] for at, of in over.items() if at in GRID]
+            if grid:
+                print(f"{name}: {geometric_mean(grid):.2f} in geometric mean over the grid, {min(grid):.2f} at least")
+
+
+if __name__ == "__main__":
+    main()
