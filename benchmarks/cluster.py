@@ -143,10 +143,10 @@ def places() -> Iterator[dict[str, Any]]:
         yield found
 
 
-def seconds_of(scheduler: Any, kernel: Callable[..., Any], shared: Any, rows: Any) -> float:
+def seconds_of(scheduler: Any, kernel: Callable[..., Any], shared: Any, rows: Any, threads: int = 2) -> float:
     """One pass of a kernel over all rows."""
-    source = open_source(rows)
-    with dask.config.set(scheduler=scheduler, num_workers=2), single_blas_thread(), executor_for(source) as executor:
+    source, where = open_source(rows), dask.config.set(scheduler=scheduler, num_workers=threads)
+    with where, single_blas_thread(), executor_for(source) as executor:
         start = time.perf_counter()
         executor.map_reduce(kernel, shared, source.blocks(), source.graph)
         return time.perf_counter() - start

@@ -235,3 +235,13 @@ def test_peers_take_the_same_steps_from_the_same_start(tmp_path: Path) -> None:
         "3.00",
         "5.0e-01",
     ]
+
+
+def test_a_pass_beside_what_it_cannot_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    floor = import_module("floor")
+    rows, means = np.random.default_rng(0).normal(size=(4_000, 2)), np.eye(2)
+    monkeypatch.setattr(floor, "rows_and_means", lambda d, k: (rows, means))
+    found = floor.measured(2, 2, 1)
+    assert min(found.values()) > 0
+    line = floor.row(2, 2, dict.fromkeys(found, 1.0) | {"pass": 4.0, "E-step, 2": 0.5, "bare read": 2.0})
+    assert line.split() == ["2", "2", "1.00", "2.00", "2.00", "0.75", "1.00"]

@@ -1,0 +1,125 @@
+"""What a pass costs beside what it cannot do without: reading and decoding every chunk, and two matrix products.
+
+    python benchmarks/floor.py                                 # the grid in memory and from zarr, a quarter of an hour
+    python benchmarks/floor.py --shapes 8x16 --rounds 1        # quick and rough
+
+The products are those of the packed form taken alone, k x F times F x b and k x b times b x F for tiles of b rows, with
+one BLAS thread in each thread and the tile that is fastest for them. A bare read takes each chunk with zarr, in as many
+threads as the pass, and drops it. All take turns in one run; each figure is the median over the rounds.
+
+Prints for rows in memory the products over the E-step with one thread and with two, and one thread over two; and from a
+store with zarr's default compression (bare read + products) over the pass, with two threads. The last column tells how
+much two threads bring where nothing is shared: the products themselves. No pass can have more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import zarr
+from cluster import seconds_of
+from peer_worker import unit_covariances
+from peers import GRID, rows_and_means, shape
+
+from streamgmm.covariance import FullCovariance
+from streamgmm.executors import single_blas_thread
+from streamgmm.kernel import e_step, prepare
+from streamgmm.params import MixtureParams
+
+TILES = (256, 512, 1024, 2048, 4096)
+CHUNK_BYTES = 12 * 2**20
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def products(n: int, n_moments: int, k: int, tile: int, threads: int) -> float:
+    """Seconds of the two products over n rows, shared by threads that have buffers of their own."""
+    rng = np.random.default_rng(0)
+
+    def work(_: int) -> None:
+        features, eta = rng.random((n_moments, tile)), rng.random((k, n_moments))
+        joint = np.empty((k, tile))
+        for _ in range(-(-n // (tile * threads))):
+            np.matmul(eta, features, out=joint)
+            joint @ features.T
+
+    with single_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        return seconds(lambda: list(pool.map(work, range(threads))))
+
+
+def best_tile(n_moments: int, k: int) -> int:
+    return min(TILES, key=lambda tile: min(products(4 * max(TILES), n_moments, k, tile, 1) for _ in range(3)))
+
+
+def bare_read(path: Path, threads: int) -> float:
+    array = zarr.open_array(path, mode="r")
+    step = array.chunks[0]
+
+    def read(start: int) -> None:
+        array[start : start + step]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return seconds(lambda: list(pool.map(read, range(0, array.shape[0], step))))
+
+
+def measured(d: int, k: int, rounds: int) -> dict[str, float]:
+    """Seconds by what is timed, the median over the rounds."""
+    rows, means = rows_and_means(d, k)
+    n, n_moments = len(rows), 1 + d + d * (d + 1) // 2
+    params = MixtureParams(np.full(k, 1.0 / k), means, FullCovariance(unit_covariances(k, d, "full")))
+    scorers = (prepare(params, params.frame()),)
+    tile = best_tile(n_moments, k)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "rows.zarr")
+        zarr.create_array(path, data=rows, chunks=(CHUNK_BYTES // (8 * d), d))
+        timed = {
+            "products, 1": partial(products, n, n_moments, k, tile, 1),
+            "E-step, 1": partial(seconds_of, "threads", e_step, scorers, rows, 1),
+            "products, 2": partial(products, n, n_moments, k, tile, 2),
+            "E-step, 2": partial(seconds_of, "threads", e_step, scorers, rows, 2),
+            "bare read": partial(bare_read, path, 2),
+            "pass": partial(seconds_of, "threads", e_step, scorers, str(path), 2),
+        }
+        for call in timed.values():
+            call()  # what is made once is made
+        found: dict[str, list[float]] = {name: [] for name in timed}
+        for _ in range(rounds):
+            for name, call in timed.items():
+                found[name].append(call())
+    return {name: median(values) for name, values in found.items()}
+
+
+def row(d: int, k: int, found: dict[str, float]) -> str:
+    one, two = (found[f"products, {threads}"] / found[f"E-step, {threads}"] for threads in (1, 2))
+    threads = found["E-step, 1"] / found["E-step, 2"]
+    floor = (found["bare read"] + found["products, 2"]) / found["pass"]
+    possible = found["products, 1"] / found["products, 2"]
+    return f"{d:3d} {k:3d}  {one:8.2f} {two:8.2f}  {threads:9.2f}  {floor:9.2f}  {possible:9.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", type=shape, default=GRID, help="dxk; default: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    print(f"{'':7}  {'products : E-step':^17}  {'E-step':>9}  {'from zarr':>9}  {'products':>9}")
+    print(f"{'d':>3} {'k':>3}  {'1 thread':>8} {'2':>8}  {'1 : 2':>9}  {'floor':>9}  {'1 : 2':>9}")
+    for d, k in arguments.shapes:
+        print(row(d, k, measured(d, k, arguments.rounds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
