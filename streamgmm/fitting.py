@@ -117,7 +117,8 @@ def fit(
                 starts = starting_parameters(sample, source.n_features, settings, keeper.seed, log, last)
             chosen = last is None and all(given is None for given in settings.given)
             rows = Rows(source, executor, sample.frame)
-            outcome, interrupt = _solved(Job(rows, sample, settings, starts, chosen, keeper.seed, log, keeper))
+            given = last is not None or not settings.seeks_start
+            outcome, interrupt = _solved(Job(rows, sample, settings, starts, chosen, given, keeper.seed, log, keeper))
     origin = {"seed": f"{keeper.seed:032x}", "block_rows": plan.block_rows, **provenance()}
     return _found(opened, source, kept, outcome, origin, interrupt, log)
 

@@ -60,13 +60,14 @@ class Rows:
 @dataclass(frozen=True, eq=False)
 class Job:
     """What a solver works on. starts: empty where it goes on from what ``keeper`` holds.  chosen: whether they were
-    sought, all of them."""
+    sought, all of them.  given: whether there is one, and nothing of it was sought."""
 
     rows: Rows
     sample: Sample
     settings: Settings
     starts: list[MixtureParams]
     chosen: bool
+    given: bool
     seed: int
     log: Log
     keeper: Keeper
@@ -185,6 +186,8 @@ def _few_reads(job: Job) -> Outcome:
     if sample.size < SURROGATE_ROWS * p:
         _say_too_small(job, "accelerated EM")
         return _on_all_rows(job, Accelerated.at(start), found.index)
+    if job.given:  # another sample would lead to another optimum
+        start = job.starts[found.index]
     return _on_all_rows(job, Progress.at(start, sample, optimal=start is found.params), found.index)
 
 
@@ -254,7 +257,7 @@ def _in_memory(found: Found, tol: float) -> FitResult:
 
 
 def _start(sample: Sample, given: MixtureParams, found: Found) -> MixtureParams:
-    """Where reads begin that were given a start: there, where the sample could only lead away from it.
+    """Where reads begin that were given a part of a start: there, where the sample could only lead away from it.
 
     That is so where what the sample gains is within its own error, and where a component has so few of its rows that
     its optimum may be one of these rows alone.

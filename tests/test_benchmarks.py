@@ -50,7 +50,7 @@ def test_a_store_counts_its_reads() -> None:
             data.reads()
 
 
-@pytest.mark.parametrize("script", ["reads", "stopping", "order"])
+@pytest.mark.parametrize("script", ["reads", "stopping"])
 def test_what_was_measured_can_be_gone_on_from(script: str) -> None:
     cells, results = (import_module(name) for name in ("cells", "results"))
     lines = results.read(FOLDER / "measured" / f"{script}.jsonl")

@@ -59,6 +59,17 @@ def test_a_start_at_the_optimum_is_not_left_for_that_of_the_sample():
     assert model.score(rows) >= score - 1e-12
 
 
+def test_passes_begin_at_a_start_that_is_given_whole():
+    """However much more another mixture would gain on the sample."""
+    rows, labels = recipe(3, 2, 20_000, 2.0, 16)
+    rough = mixture_of(rows, np.random.default_rng(0).permutation(labels) % 2 + labels // 2, "full")
+    model = GaussianMixture(3, sample_rows=4_000, random_state=0, **as_given(rough)).fit(rows)
+    first = GaussianMixture.from_parameters(rough.weights, rough.means, rough.covariance.values).score(rows)
+    assert model.lower_bounds_[0] == pytest.approx(first, abs=1e-12)
+    assert model.converged_
+    assert model.score(rows) > first + 0.1
+
+
 def test_the_history_says_what_each_read_did():
     rows, _ = recipe(3, 2, 20_000, 1.0, 16)
     model = GaussianMixture(3, sample_rows=4_000, n_init=2, random_state=0).fit(rows)
