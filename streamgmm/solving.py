@@ -182,12 +182,14 @@ def _few_reads(job: Job) -> Outcome:
     job.log.report(found.record(lacking))
     if sample.complete:
         return Outcome.of(_in_memory(found, job.gap), job.gap)
-    start = found.params if job.chosen else _start(sample, job.starts[found.index], found)
-    if sample.size < SURROGATE_ROWS * p:
+    small = sample.size < SURROGATE_ROWS * p
+    if job.given and not small:  # another sample would lead to another optimum
+        start = job.starts[found.index]
+    else:
+        start = found.params if job.chosen else _start(sample, job.starts[found.index], found)
+    if small:
         _say_too_small(job, "accelerated EM")
         return _on_all_rows(job, Accelerated.at(start), found.index)
-    if job.given:  # another sample would lead to another optimum
-        start = job.starts[found.index]
     return _on_all_rows(job, Progress.at(start, sample, optimal=start is found.params), found.index)
 
 
@@ -257,7 +259,7 @@ def _in_memory(found: Found, tol: float) -> FitResult:
 
 
 def _start(sample: Sample, given: MixtureParams, found: Found) -> MixtureParams:
-    """Where reads begin that were given a part of a start: there, where the sample could only lead away from it.
+    """Where reads begin that were given a start: there, where the sample could only lead away from it.
 
     That is so where what the sample gains is within its own error, and where a component has so few of its rows that
     its optimum may be one of these rows alone.
