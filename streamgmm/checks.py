@@ -88,6 +88,7 @@ RULES: dict[str, Rule] = {
     ),
     "prior_rows": Rule("None or a number of at least one", lambda v: v is None or (_is_amount(v) and float(v) >= 1)),
     "sample_rows": Rule("None or a whole number of at least 2", lambda v: v is None or _whole(2).holds(v)),
+    "compute_dtype": _one_of("float64", "float32"),
     "average": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "warm_start": Rule("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "verbose": Rule(

@@ -127,6 +127,9 @@ def fit(
     init_params: Annotated[str, typer.Option(help=f"How starts are found: {RULES['init_params'].words}.")] = "auto",
     solver: Annotated[str, typer.Option(help=f"How passes are made: {RULES['solver'].words}.")] = "auto",
     sample_rows: Annotated[int | None, typer.Option(help="Rows of the sample; by default as many as pay.")] = None,
+    compute_dtype: Annotated[
+        str, typer.Option(help=f"In what passes are computed: {RULES['compute_dtype'].words}.")
+    ] = "float64",
     checkpoint: Annotated[
         Path | None, typer.Option(help="A file that is written after every read; the same command goes on from it.")
     ] = None,
@@ -158,6 +161,7 @@ def fit(
             init_params=init_params,
             solver=solver,
             sample_rows=sample_rows,
+            compute_dtype=compute_dtype,
             random_state=seed,
         )
         with _passes_shown():

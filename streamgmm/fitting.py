@@ -116,7 +116,7 @@ def fit(
             if keeper.state is None:
                 starts = starting_parameters(sample, source.n_features, settings, keeper.seed, log, last)
             chosen = last is None and all(given is None for given in settings.given)
-            rows = Rows(source, executor, sample.frame)
+            rows = Rows(source, executor, sample.frame, settings.single)
             given = last is not None or not settings.seeks_start
             outcome, interrupt = _solved(Job(rows, sample, settings, starts, chosen, given, keeper.seed, log, keeper))
     origin = {"seed": f"{keeper.seed:032x}", "block_rows": plan.block_rows, **provenance()}

@@ -15,29 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from streamgmm.covariance import AbstractCovariance
 from streamgmm.covariance.base import mean_offsets
 from streamgmm.covariance.roots import AbstractRoot
-from streamgmm.errors import DataError, NumericalError
+from streamgmm.errors import NumericalError
+from streamgmm.loops import FAR, Lens, scratch_numbers, softmax
 from streamgmm.params import MixtureParams
-from streamgmm.protocols import Block, Booleans, Floats, Integers, Rows
-from streamgmm.quadratic import OUTER, AbstractQuadratic
+from streamgmm.protocols import Block, Booleans, Floats, Integers
+from streamgmm.quadratic import OUTER, AbstractQuadratic, pack
 from streamgmm.stats import Frame, Listed, PerModel, SufficientStats
+from streamgmm.tiles import Span, Tile, part_of, spans, tile_of, tiles
 
 LOG_2PI = float(np.log(2.0 * np.pi))
 
 #: Largest eps * kappa at which the packed form is used. Errors of densities stay below about ten times this.
 GUARD_LIMIT = 1e-6
 
-#: Log responsibilities are clipped here: below about -708 exp is slow and its results are denormal.
-LOG_FLOOR = -690.0
-
-#: Whole numbers up to here are exact in float64.
-LARGEST_WHOLE = 2**53
+#: The same for the single precision that a fit may ask for: models and rows beyond it are seen in double precision.
+SINGLE_GUARD_LIMIT = 1e-3
 
 LARGEST = float(np.finfo(np.float64).max)
 
@@ -46,9 +44,6 @@ LARGEST_SQUARES = 1e290
 
 #: Below this a responsibility is one that was clipped, and adds nothing to a sum of rows.
 LEAST_RESPONSIBILITY = 1e-290
-
-#: A log density below this has lost what tells components apart to rounding: eps times it is 2e-4.
-FAR = -1e12
 
 #: Far rows that are looked at together: so few that they take no memory beside that of a tile.
 FAR_ROWS = 64
@@ -60,6 +55,9 @@ LEAST_VARIANCE = 1e-200
 TILE_ROWS = ((6, 8192), (64, 4096), (160, 1024))
 TILE_ROWS_BEYOND = 256
 
+#: Tiles that the compiled loops take at once: so many that calling them costs nothing.
+SPAN_TILES = 4
+
 
 def tile_rows(n_moments: int) -> int:
     """Rows of a tile for F features. A constant of the shape, never of the machine: the bits depend on it."""
@@ -67,10 +65,13 @@ def tile_rows(n_moments: int) -> int:
 
 
 def workspace_bytes(structure: type[AbstractCovariance], k: int, d: int, n_models: int) -> int:
-    """Bytes that e_step allocates beside the rows: features, joint densities, a few copies of a tile, and the sums."""
+    """Bytes that e_step allocates beside the rows: a span and a tile of them, and for each model sums and what the loops
+    need, in both precisions."""
     n_moments = 1 + d + structure.quadratic.size(d)
     rows = tile_rows(n_moments)
-    return 8 * (rows * (n_moments + 4 * d + k * (n_models + 1)) + 2 * n_models * k * n_moments + 2 * d * d)
+    tile = rows * (n_moments + (SPAN_TILES + 4) * d + 2 * k)
+    sums = scratch_numbers(d, k, n_moments, structure.shared) + 4 * k * n_moments + 3 * d * d
+    return 8 * tile + (8 + 4) * n_models * sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,8 @@ class Scorer:
 
     eta: (p, F) natural parameters of the components in packed form, whose numbers are ``packed``; the others are
     ``centred``. offsets: (k, d) means in z. constants: (k,) log weight plus log density of z at the mean.
-    reach: (d,) a row with sum reach * z^2 above the guard's limit takes the centred form.
+    reach: (d,) a row with sum reach * z^2 above the guard's limit takes the centred form.  single: whether E-steps may
+    be made in single precision.
     """
 
     frame: Frame
@@ -92,6 +94,7 @@ class Scorer:
     packed: Integers
     centred: Integers
     reach: Floats
+    single: bool
 
     @property
     def n_components(self) -> int:
@@ -108,10 +111,10 @@ class Scorer:
         return tile_rows(self.n_moments)
 
 
-def prepare(params: MixtureParams, frame: Frame) -> Scorer:
+def prepare(params: MixtureParams, frame: Frame, *, single: bool = False) -> Scorer:
     """Cholesky factors, natural parameters and the form that each component takes.
 
-    Raises NumericalError, naming the component, where a covariance is not positive definite.
+    single: whether E-steps are to be made in single precision where the guard allows it. Raises NumericalError, naming the component, where a covariance is not positive definite.
     """
     k, d = params.means.shape
     covariance = params.covariance.scaled(frame.scale)
@@ -123,8 +126,8 @@ def prepare(params: MixtureParams, frame: Frame) -> Scorer:
     linear = root.precision_times(offsets)
     at_zero = constants - 0.5 * (linear * offsets).sum(axis=1)
     eta = np.concatenate([at_zero[:, None], linear, covariance.natural_quadratic(root)], axis=1)
-    variances = covariance.variances(k, d)
-    centred = _centred_components(covariance, root.precision_diagonal, offsets, variances)
+    kappa = _kappa(root.precision_diagonal, offsets, covariance.variances(k, d))
+    centred = _centred_components(covariance, d, kappa)
     packed = np.flatnonzero(~centred)
     reach = root.precision_diagonal[packed].max(axis=0, initial=0.0)
     return Scorer(
@@ -138,133 +141,28 @@ def prepare(params: MixtureParams, frame: Frame) -> Scorer:
         packed,
         np.flatnonzero(centred),
         reach,
+        single and not centred.any() and bool(np.finfo(np.float32).eps * kappa.max() <= SINGLE_GUARD_LIMIT),
     )
 
 
-def _centred_components(
-    covariance: AbstractCovariance, precision: Floats, offsets: Floats, variances: Floats
-) -> Booleans:
-    """Which components take the centred form.
+def _kappa(precision: Floats, offsets: Floats, variances: Floats) -> Floats:
+    """(k,) sum_i P_ii (|m_i| + 8 sd_i)^2, which does not change with the units of any feature.
 
-    kappa_k = sum_i P_ii (|m_i| + 8 sd_i)^2 bounds the size of the terms that cancel in z^T P z - 2 m^T P z + m^T P m
-    for rows up to eight deviations from the mean; it does not change with the units of any feature.
+    It bounds the size of the terms that cancel in z^T P z - 2 m^T P z + m^T P m for rows up to eight deviations from
+    the mean.
     """
-    k, d = offsets.shape
-    kappa = (precision * (np.abs(offsets) + 8.0 * np.sqrt(variances)) ** 2).sum(axis=1)
+    return np.asarray((precision * (np.abs(offsets) + 8.0 * np.sqrt(variances)) ** 2).sum(axis=1))
+
+
+def _centred_components(covariance: AbstractCovariance, d: int, kappa: Floats) -> Booleans:
+    """Which components take the centred form."""
+    k = len(kappa)
     centred = np.finfo(np.float64).eps * kappa > GUARD_LIMIT
     if covariance.shared:
         # one common second moment: all components about the frame's origin, or each about its own mean
         return np.full(k, centred.any())
     # making d (d + 1) / 2 products of every row costs more than k small matrix products where components are very few
     return np.asarray(centred | (covariance.quadratic == OUTER and 8 * k < d))
-
-
-class Tile(NamedTuple):
-    """Consecutive rows [row, row + b) of a block, ready to be multiplied.
-
-    features: (F, b) = [1; z; Q(z)], the products only where asked for.  weights: (b,) or None.  skipped: (b,) True for
-    rows that are left out, or None; they are zero in z and have weight zero.
-    """
-
-    row: int
-    features: Floats
-    weights: Floats | None
-    skipped: Booleans | None = None
-
-    @property
-    def n_skipped(self) -> int:
-        return 0 if self.skipped is None else int(self.skipped.sum())
-
-
-def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, rows: int, *, products: bool) -> Iterator[Tile]:
-    """The block in tiles counted from its first row, whatever the pieces it comes in; one buffer serves them all.
-
-    Rows with NaN are left out where the block says so. Raises DataError, naming the place, at the first other value
-    that is NaN or infinite, or a whole number that float64 cannot hold.
-    """
-    d = len(frame.shift)
-    n_products = quadratic.size(d) if products else 0
-    features = np.empty((1 + d + n_products, min(rows, block.stop - block.start)))
-    features[0] = 1.0
-    weights = np.empty(features.shape[1])
-    row, filled, weighted = block.start, 0, False
-
-    def finished() -> Tile:
-        part = features[:, :filled]
-        z = part[1 : 1 + d]
-        counts = weights[:filled] if weighted else None
-        skipped = _rows_with_nan(z) if block.omits_nan else None
-        if skipped is not None:
-            z[np.isnan(z)] = 0.0  # an infinity beside it is refused all the same
-            counts = np.where(skipped, 0.0, 1.0 if counts is None else counts)
-        _require_finite(z, block, row)
-        if skipped is not None:
-            z[:, skipped] = 0.0
-        if weighted:
-            z[:, weights[:filled] == 0] = 0.0  # a row that counts for nothing must not overflow either
-        if products:
-            with np.errstate(over="ignore"):
-                quadratic.expand(z, part[1 + d :])
-        return Tile(row, part, counts, skipped)
-
-    for piece in block.pieces():
-        if piece.rows.dtype.kind in "iu" and piece.rows.dtype.itemsize == 8:
-            _require_exact(piece.rows, block, row + filled)
-        start = 0
-        while start < len(piece.rows):
-            stop = min(start + features.shape[1] - filled, len(piece.rows))
-            end = filled + stop - start
-            z = features[1 : 1 + d, filled:end]
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused, with its place
-                np.subtract(piece.rows[start:stop].T, frame.shift[:, None], out=z)
-                z *= frame.scale[:, None]
-            if piece.weights is not None:
-                weighted = True
-                weights[filled:end] = piece.weights[start:stop]
-            start, filled = stop, end
-            if filled == features.shape[1]:
-                yield finished()
-                row, filled = row + filled, 0
-        del piece  # else it lives while the next one is read
-    if filled:
-        yield finished()
-
-
-def _rows_with_nan(z: Floats) -> Booleans | None:
-    """(b,) True where a row has NaN; None where none has."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        if not np.isnan(z.sum()):
-            return None
-    found = np.asarray(np.isnan(z).any(axis=0))
-    return found if found.any() else None
-
-
-def _require_exact(rows: Rows, block: Block, first_row: int) -> None:
-    """DataError at the first whole number that float64 would round."""
-    if rows.size and (rows.max() > LARGEST_WHOLE or rows.min() < -LARGEST_WHOLE):
-        bad = (rows > LARGEST_WHOLE) | (rows < -LARGEST_WHOLE)
-        row = int(np.flatnonzero(bad.any(axis=1))[0])
-        column = int(np.flatnonzero(bad[row])[0])
-        raise DataError(
-            f"The whole number {rows[row, column]} in {block.locate(first_row + row, column)} is beyond 2**53, so "
-            "float64 cannot hold it. Subtract an offset from that feature, or divide it, and convert it to float64."
-        )
-
-
-def _require_finite(z: Floats, block: Block, first_row: int) -> None:
-    with np.errstate(invalid="ignore", over="ignore"):
-        if np.isfinite(z.sum()):
-            return
-    bad = ~np.isfinite(z)
-    if bad.any():
-        row = int(np.flatnonzero(bad.any(axis=0))[0])
-        column = int(np.flatnonzero(bad[:, row])[0])
-        missing = np.isnan(z[column, row])
-        way_out = 'leave rows with NaN out with open_source(..., nan_policy="omit"), or' if missing else "remove or"
-        raise DataError(
-            f"Input contains {'NaN' if missing else 'infinity'} in {block.locate(first_row + row, column)}. Every "
-            f"value must be finite, in the model's units too: {way_out} fill them in before fitting or predicting."
-        )
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a density that overflows is seen by its caller
@@ -317,14 +215,9 @@ def responsibilities(scorer: Scorer, tile: Tile, joint: Floats) -> Floats:
         nearest = _nearest(scorer, z)
         for k in np.unique(nearest):
             joint[:, part[nearest == k]] = _far_log_joint(scorer, int(k), z[:, nearest == k])
-    largest = top.copy()
-    largest[far] = 0.0
-    joint -= largest
-    np.clip(joint, LOG_FLOOR, 0.0, out=joint)  # twice as fast as np.maximum with a number
-    np.exp(joint, out=joint)
-    total = joint.sum(axis=0)
-    joint *= 1.0 / total
-    return np.asarray(np.log(total) + top)
+    density = softmax(joint)
+    density[far] += top[far]
+    return density
 
 
 def _nearest(scorer: Scorer, z: Floats) -> Integers:
@@ -381,7 +274,7 @@ def scored_tiles(scorer: Scorer, block: Block) -> Iterator[tuple[Tile, Floats, F
     """
     joint = np.empty((scorer.n_components, min(scorer.tile_rows, block.stop - block.start)))
     for tile in tiles(block, scorer.frame, scorer.quadratic, scorer.tile_rows, products=len(scorer.packed) > 0):
-        part = joint[:, : tile.features.shape[1]]
+        part = part_of(joint, tile.features.shape[1])
         yield tile, part, responsibilities(scorer, tile, part) + scorer.frame.log_volume
 
 
@@ -391,13 +284,15 @@ def e_step(scorers: tuple[Scorer, ...], block: Block) -> PerModel:
     The scorers share their frame and structure (the restarts of one fit).
     """
     lead = scorers[0]
-    products = any(len(scorer.packed) for scorer in scorers)
     sums = [_Sums(scorer) for scorer in scorers]
-    joints = [np.empty((scorer.n_components, min(lead.tile_rows, block.stop - block.start))) for scorer in scorers]
-    for tile in tiles(block, lead.frame, lead.quadratic, lead.tile_rows, products=products):
-        for scorer, total, joint in zip(scorers, sums, joints, strict=True):
-            total.learn(scorer, tile, joint[:, : tile.features.shape[1]], block)
-    return PerModel(tuple(total.stats(scorer) for scorer, total in zip(scorers, sums, strict=True)))
+    for span in spans(block, SPAN_TILES * lead.tile_rows):
+        careful = [total for total in sums if not total.learn_at_once(span, omits_nan=block.omits_nan)]
+        for part in span.parts(lead.tile_rows) if careful else ():
+            n_moments = lead.n_moments if any(len(total.scorer.packed) for total in careful) else 1 + len(lead.reach)
+            tile = tile_of(part, block, lead.frame, lead.quadratic, np.empty((n_moments, len(part.rows))))
+            for total in careful:
+                total.learn(tile, block)
+    return PerModel(tuple(total.stats() for total in sums))
 
 
 def e_step_each(scorer: Scorer, block: Block) -> Listed:
@@ -418,10 +313,15 @@ def score_rows(scorer: Scorer, block: Block) -> Listed:
 
 
 class _Sums:
-    """Running sums of one model over the tiles of one block."""
+    """Running sums of one model over the spans of one block.
+
+    The compiled loops take spans of rows that are near to components that are all packed; others go tile by tile.
+    """
 
     def __init__(self, scorer: Scorer) -> None:
         d = len(scorer.reach)
+        self.scorer = scorer
+        self.lenses = _lenses(scorer)
         self.moments = np.zeros((scorer.n_components, scorer.n_moments))
         self.common = np.zeros(OUTER.size(d) if scorer.shared else 0)
         self.log_likelihood = 0.0
@@ -430,24 +330,46 @@ class _Sums:
         self.n_rows = 0
         self.n_skipped = 0
 
-    def learn(self, scorer: Scorer, tile: Tile, joint: Floats, block: Block) -> None:
-        """Add the statistics of a tile; ``joint`` (k, b) is scratch space."""
-        log_density = responsibilities(scorer, tile, joint)
+    def learn_at_once(self, span: Span, *, omits_nan: bool) -> bool:
+        """Add the statistics of a span. False, and nothing is added, where it needs more care."""
+        d = len(self.scorer.reach)
+        for lens in self.lenses:
+            moments, totals = np.zeros_like(self.moments), np.zeros(4)
+            common = np.zeros((d, d)) if self.scorer.shared else None
+            if lens.learn(span.rows, span.weights, omits_nan, moments, common, totals):
+                self.moments += moments
+                if common is not None:
+                    self.common += pack(common)
+                log_likelihood, squares, weight, n_skipped = totals.tolist()
+                self._count(log_likelihood, squares, weight, len(span.rows), int(n_skipped))
+                return True
+        return False
+
+    def learn(self, tile: Tile, block: Block) -> None:
+        """Add the statistics of a tile."""
+        n_rows = tile.features.shape[1]
+        resp = np.empty((self.scorer.n_components, n_rows))
+        log_density = responsibilities(self.scorer, tile, resp)
         require_densities(log_density, block, tile.row)
         weighted = log_density
         if tile.weights is not None:
-            joint *= tile.weights
+            resp *= tile.weights
             weighted = log_density * tile.weights
-        self.log_likelihood += float(weighted.sum())
         with np.errstate(over="ignore"):  # of rows that are very far
-            self.log_likelihood_squares += min(float(weighted @ log_density), LARGEST_SQUARES)
-        self.weight += float(tile.features.shape[1] if tile.weights is None else tile.weights.sum())
-        self.n_rows += tile.features.shape[1] - tile.n_skipped
-        self.n_skipped += tile.n_skipped
-        self._add_moments(scorer, tile, joint)
+            squares = min(float(weighted @ log_density), LARGEST_SQUARES)
+        weight = float(n_rows if tile.weights is None else tile.weights.sum())
+        self._count(float(weighted.sum()), squares, weight, n_rows, tile.n_skipped)
+        self._add_moments(tile, resp)
 
-    def _add_moments(self, scorer: Scorer, tile: Tile, resp: Floats) -> None:
-        d = len(scorer.reach)
+    def _count(self, log_likelihood: float, squares: float, weight: float, n_rows: int, n_skipped: int) -> None:
+        self.log_likelihood += log_likelihood
+        self.log_likelihood_squares += squares
+        self.weight += weight
+        self.n_rows += n_rows - n_skipped
+        self.n_skipped += n_skipped
+
+    def _add_moments(self, tile: Tile, resp: Floats) -> None:
+        scorer, d = self.scorer, len(self.scorer.reach)
         z = tile.features[1 : 1 + d]
         if len(scorer.packed) == scorer.n_components:
             self.moments += resp @ tile.features.T
@@ -467,8 +389,8 @@ class _Sums:
             if scorer.shared:
                 self.common += OUTER.weighted_sum(centred, resp[k])
 
-    def stats(self, scorer: Scorer) -> SufficientStats:
-        frame = scorer.frame
+    def stats(self) -> SufficientStats:
+        scorer, frame = self.scorer, self.scorer.frame
         volume = frame.log_volume
         origin = np.tile(frame.shift, (scorer.n_components, 1))
         # the mean as the scorer has it: offsets are what was subtracted, bit for bit
@@ -485,6 +407,29 @@ class _Sums:
             self.n_rows,
             self.n_skipped,
         )
+
+
+def _lenses(scorer: Scorer) -> list[Lens]:
+    """A model for the compiled loops, in single precision first where it may be: none unless all its components are
+    packed."""
+    if len(scorer.centred):
+        return []
+    frame, d = scorer.frame, len(scorer.reach)
+    whitener = scorer.root.whiten(0, np.eye(d)) if scorer.shared else None
+    limits = {np.float32: SINGLE_GUARD_LIMIT, np.float64: GUARD_LIMIT}
+    return [
+        Lens(
+            frame.shift,
+            frame.scale,
+            scorer.quadratic.terms(d),
+            scorer.eta,
+            whitener,
+            scorer.reach,
+            float(limits[dtype] / np.finfo(dtype).eps),
+            dtype,
+        )
+        for dtype in ((np.float32, np.float64) if scorer.single else (np.float64,))
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from operator import add
 import numpy as np
 
 from streamgmm.errors import DataError, NothingLeftError, NumericalError
-from streamgmm.kernel import Tile, tiles
 from streamgmm.linalg import power_of_two
 from streamgmm.protocols import Block, Executor, Floats, Integers, Readable
 from streamgmm.quadratic import OUTER, unpack
 from streamgmm.stats import Frame, SufficientStats
+from streamgmm.tiles import Tile, tiles
 
 SURVEY_ROWS = 1024
 #: Below this the square of a deviation loses digits, and soon vanishes.

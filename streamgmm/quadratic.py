@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from streamgmm.loops import expand
 from streamgmm.protocols import Floats, Integers
 
 
@@ -32,8 +33,12 @@ class AbstractQuadratic(ABC):
         """(q,) factors by which Q(z) grows when z grows by ``factor`` (d,), feature by feature."""
 
     @abstractmethod
+    def terms(self, d: int) -> tuple[Integers, Integers, Integers]:
+        """(left, right, into): the sum of z[left] z[right] over terms with the same ``into`` is that product."""
+
     def expand(self, z: Floats, out: Floats) -> None:
         """Write Q of feature-major rows z (d, b) into out (q, b)."""
+        expand(z, *self.terms(len(z)), out)
 
     @abstractmethod
     def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
@@ -54,12 +59,9 @@ class Outer(AbstractQuadratic):
     def stretch(self, factor: Floats) -> Floats:
         return self.bilinear(factor, factor)
 
-    def expand(self, z: Floats, out: Floats) -> None:
-        first = 0
-        for i in range(len(z)):
-            last = first + len(z) - i
-            np.multiply(z[i], z[i:], out=out[first:last])
-            first = last
+    def terms(self, d: int) -> tuple[Integers, Integers, Integers]:
+        i, j = _triangle(d)
+        return i, j, np.arange(len(i))
 
     def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
         return pack((z * weights) @ z.T)
@@ -78,8 +80,9 @@ class Squares(AbstractQuadratic):
     def stretch(self, factor: Floats) -> Floats:
         return factor * factor
 
-    def expand(self, z: Floats, out: Floats) -> None:
-        np.multiply(z, z, out=out)
+    def terms(self, d: int) -> tuple[Integers, Integers, Integers]:
+        i = np.arange(d)
+        return i, i, i
 
     def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
         return np.asarray((z * z) @ weights)
@@ -98,8 +101,9 @@ class SquaredLength(AbstractQuadratic):
     def stretch(self, factor: Floats) -> Floats:
         return factor[:1] * factor[:1]
 
-    def expand(self, z: Floats, out: Floats) -> None:
-        np.einsum("ib,ib->b", z, z, out=out[0])
+    def terms(self, d: int) -> tuple[Integers, Integers, Integers]:
+        i = np.arange(d)
+        return i, i, np.zeros_like(i)
 
     def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
         return np.einsum("ib,ib,b->", z, z, weights).reshape(1)
@@ -118,8 +122,9 @@ class Nothing(AbstractQuadratic):
     def stretch(self, factor: Floats) -> Floats:
         return factor[:0]
 
-    def expand(self, z: Floats, out: Floats) -> None:
-        return None
+    def terms(self, d: int) -> tuple[Integers, Integers, Integers]:
+        none = np.arange(0)
+        return none, none, none
 
     def weighted_sum(self, z: Floats, weights: Floats) -> Floats:
         return np.empty(0)
@@ -129,7 +134,6 @@ class Nothing(AbstractQuadratic):
 def _triangle(d: int) -> tuple[Integers, Integers]:
     """Rows and columns of the upper triangle. Small batches would spend much of their time on finding them."""
     i, j = np.triu_indices(d)
-    i.flags.writeable = j.flags.writeable = False
     return i, j
 
 

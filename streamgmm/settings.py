@@ -34,6 +34,7 @@ class Settings:
     prior_rows: float | None
     average: bool
     sample_rows: int | None
+    compute_dtype: str
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
@@ -53,7 +54,7 @@ class Settings:
             sample_rows=None if values["sample_rows"] is None else int(values["sample_rows"]),
             **{
                 name: values[name]
-                for name in ("init_params", "weights_init", "means_init", "precisions_init", "solver")
+                for name in ("init_params", "weights_init", "means_init", "precisions_init", "solver", "compute_dtype")
             },
         )
 
@@ -66,6 +67,11 @@ class Settings:
     def seeks_start(self) -> bool:
         """Whether any of the starting values is still to be found."""
         return any(given is None for given in self.given)
+
+    @property
+    def single(self) -> bool:
+        """Whether passes over the data are made in single precision."""
+        return self.compute_dtype == "float32"
 
     @property
     def change(self) -> float:

@@ -34,15 +34,19 @@ LAST_STEPS = 10
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a fit as solvers see them: read whole, or some blocks of them."""
+    """The rows of a fit as solvers see them: read whole, or some blocks of them.
+
+    single: whether passes are made in single precision where the kernel's guard allows it.
+    """
 
     source: Source
     executor: Executor
     frame: Frame
+    single: bool = False
 
     def read(self, models: tuple[MixtureParams, ...]) -> tuple[SufficientStats, ...]:
         """The statistics of all rows, one of each model."""
-        scorers = tuple(prepare(model, self.frame) for model in models)
+        scorers = tuple(prepare(model, self.frame, single=self.single) for model in models)
         return self.executor.map_reduce(e_step, scorers, self.source.blocks(), self.source.graph).values
 
     def read_one(self, params: MixtureParams) -> SufficientStats:
@@ -54,7 +58,8 @@ class Rows:
         """The statistics of the blocks of these numbers, one of each. A block is a task: there are few of them."""
         blocks = self.source.blocks()
         chosen, executor = [blocks[number] for number in numbers], self.executor.sized(1)
-        return executor.map_reduce(e_step_each, prepare(params, self.frame), chosen, self.source.graph).values
+        scorer = prepare(params, self.frame, single=self.single)
+        return executor.map_reduce(e_step_each, scorer, chosen, self.source.graph).values
 
 
 @dataclass(frozen=True, eq=False)

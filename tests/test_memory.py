@@ -63,8 +63,8 @@ def peak_of_one_pass(folder: Path, gigabytes: float) -> tuple[float, float]:
 
 
 def test_the_peak_does_not_grow_with_the_data(tmp_path):
-    """Short form: 160 MB more of data may take a tenth of that, which is what threads need to come into their own."""
-    (small, planned_small), (large, planned_large) = (peak_of_one_pass(tmp_path, size) for size in (0.04, 0.2))
+    """Short form: 160 MB more of data may take a tenth of that; 120 MB give both threads all that they ever hold."""
+    (small, planned_small), (large, planned_large) = (peak_of_one_pass(tmp_path, size) for size in (0.12, 0.28))
     assert large - small < 16
     assert small < planned_small
     assert large < planned_large == planned_small < 450

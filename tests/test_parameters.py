@@ -124,6 +124,7 @@ TABLE: dict[str, Parameter] = {
     "average": Parameter(True, learned_on, (1, "yes", None)),
     "prior_rows": Parameter(20, learned_after_a_given_mixture, (0, 0.5, *NOT_AN_AMOUNT)),
     "sample_rows": Parameter(400, attribute("n_passes_", solver="auto"), (0, 1, 1.5, True, "3", [2])),
+    "compute_dtype": Parameter("float32", first_lower_bound, ("float16", "single", np.float32, None)),
 }
 
 #: names of one thing, until one of them becomes a thing of its own

@@ -13,6 +13,10 @@ STORE_BLOCK_BYTES = 32 * 2**20
 #: The same for rows in memory: nothing is read, so smaller blocks only spread the work over more threads.
 MEMORY_BLOCK_BYTES = 2 * 2**20
 
+#: Blocks that small arrays are cut into, as long as they are not below the least size.
+MEMORY_BLOCKS = 16
+LEAST_MEMORY_BLOCK_BYTES = 2**18
+
 
 def canonical_block_rows(grid_rows: int, n_features: int, target_bytes: int) -> int:
     """The multiple of ``grid_rows`` whose rows as float64 come nearest to ``target_bytes``; at least one of them.
@@ -20,6 +24,11 @@ def canonical_block_rows(grid_rows: int, n_features: int, target_bytes: int) -> 
     A function of the source alone, never of the machine: the last bits of a fit depend on it.
     """
     return max(1, round(target_bytes / (8 * n_features * grid_rows))) * grid_rows
+
+
+def memory_block_bytes(n_rows: int, n_features: int) -> int:
+    """What a canonical block of rows in memory aims at."""
+    return min(MEMORY_BLOCK_BYTES, max(LEAST_MEMORY_BLOCK_BYTES, 8 * n_rows * n_features // MEMORY_BLOCKS))
 
 
 def checked_block_rows(block_rows: int | None, grid_rows: int, n_features: int, target_bytes: int) -> int:

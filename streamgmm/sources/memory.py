@@ -10,7 +10,7 @@ import numpy as np
 
 from streamgmm.protocols import Executor, Piece, Rows
 from streamgmm.sources.dtypes import n_columns, require_real_rows
-from streamgmm.sources.grid import MEMORY_BLOCK_BYTES, checked_block_rows, ranges
+from streamgmm.sources.grid import checked_block_rows, memory_block_bytes, ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,8 @@ class MemorySource:
     ) -> MemorySource:
         """Raises DataError or DataTypeError where the array is not (n, d), or (n,) for a column, of real numbers."""
         require_real_rows(array.shape, array.dtype, "the array", column=column)
-        size = checked_block_rows(block_rows, 1, n_columns(array.shape), MEMORY_BLOCK_BYTES)
+        d = n_columns(array.shape)
+        size = checked_block_rows(block_rows, 1, d, memory_block_bytes(array.shape[0], d))
         return cls(array, size, omits_nan=omits_nan)
 
     @property

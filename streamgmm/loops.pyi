@@ -1,0 +1,34 @@
+from typing import Any
+
+import numpy as np
+
+from streamgmm.protocols import Floats, Integers
+
+FAR: float
+
+def scratch_numbers(d: int, k: int, n_moments: int, shared: bool) -> int: ...
+
+class Lens:
+    def __init__(
+        self,
+        shift: Floats,
+        scale: Floats,
+        terms: tuple[Integers, Integers, Integers],
+        eta: Floats,
+        whitener: Floats | None,
+        reach: Floats,
+        limit: float,
+        dtype: type[np.floating[Any]] = ...,
+    ) -> None: ...
+    def learn(
+        self,
+        rows: Floats,
+        weights: Floats | None,
+        omits_nan: bool,
+        moments: Floats,
+        common: Floats | None,
+        totals: Floats,
+    ) -> bool: ...
+
+def softmax(joint: Floats) -> Floats: ...
+def expand(z: Floats, left: Integers, right: Integers, into: Integers, products: Floats) -> None: ...

@@ -1,0 +1,167 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The inner loops of the E-step as machine code, which holds no lock: what NumPy needs many sweeps for.
+
+The loops themselves are in loops.h. Here is what Python sees of them; every array is checked before it gets there.
+"""
+
+from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
+from libc.stdint cimport int64_t
+
+import numpy as np
+from scipy.linalg import cython_blas
+
+
+cdef extern from "loops_kinds.h" nogil:
+    ctypedef Py_ssize_t Index
+    ctypedef struct CTerms "Terms":
+        const int64_t *left
+        const int64_t *right
+        const int64_t *into
+        Index n
+    ctypedef struct CLens "Lens":
+        const double *shift
+        const double *scale
+        const double *reach
+        double limit
+        Index d
+        Index n_moments
+        CTerms terms
+    const double LOWEST "FAR"
+    int learn_64(void *, const double *, Index, const double *, int, const CLens *, Index, const double *,
+                 const double *, double *, double *, double *, double *)
+    int learn_32(void *, const double *, Index, const double *, int, const CLens *, Index, const float *,
+                 const float *, float *, double *, double *, double *)
+    Index scratch_size(Index, Index, Index, int)
+    void softmax_64(double *, Index, Index, Index, double *, double *)
+    void expand_64(const double *, Index, Index, const CTerms *, double *)
+
+
+cdef void *_blas(str name):
+    """The address of a routine of the BLAS that SciPy brings."""
+    capsule = cython_blas.__pyx_capi__[name]
+    return PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
+
+
+cdef void *dgemm = _blas("dgemm")
+cdef void *sgemm = _blas("sgemm")
+
+FAR = LOWEST
+
+
+def scratch_numbers(Index d, Index k, Index n_moments, bint shared):
+    """How many numbers of its kind a Lens needs as scratch space."""
+    return scratch_size(d, k, n_moments, shared)
+
+
+cdef class Lens:
+    """What rows are seen through: coordinates, products, and the natural parameters of a model.
+
+    shift, scale: (d,) z = (x - shift) * scale.  terms: (left, right, into), (t,) each, of q products.  eta: (k, F).
+    whitener: (d, d) W where half the squared length of W z is a term common to all components, else None.
+    reach: (d,) rows with sum reach * z^2 above ``limit`` are not for these loops.  dtype: float64 or float32, that of
+    features, densities and products; coordinates and sums are float64.
+
+    It holds scratch space, so one thread at a time may use it.
+    """
+
+    cdef const double[::1] shift, scale, reach
+    cdef const int64_t[::1] left, right, into
+    cdef const double[:, ::1] eta, whitener
+    cdef const float[:, ::1] eta_32, whitener_32
+    cdef double[::1] scratch
+    cdef float[::1] scratch_32
+    cdef bint single, shared
+    cdef Index k
+    cdef CLens c
+
+    def __init__(self, shift, scale, terms, eta, whitener, reach, double limit, dtype=np.float64):
+        d, k, n_moments = len(shift), len(eta), eta.shape[1]
+        _require(len(scale) == d and len(reach) == d and d > 0 and k > 0, "shift, scale, reach or eta")
+        _require(whitener is None or whitener.shape == (d, d), "the whitener")
+        self.shift, self.scale, self.reach = shift, scale, reach
+        self.left, self.right, self.into = terms
+        self.k, self.shared, self.single = k, whitener is not None, dtype == np.float32
+        self.c.terms = _terms(self.left, self.right, self.into, d, n_moments - 1 - d)
+        self.c.shift, self.c.scale, self.c.reach = &self.shift[0], &self.scale[0], &self.reach[0]
+        self.c.limit, self.c.d, self.c.n_moments = limit, d, n_moments
+        scratch = np.empty(scratch_size(d, k, n_moments, self.shared), dtype=dtype)
+        eta = np.ascontiguousarray(eta, dtype=dtype)
+        whitener = None if whitener is None else np.ascontiguousarray(whitener, dtype=dtype)
+        if self.single:
+            self.eta_32, self.whitener_32, self.scratch_32 = eta, whitener, scratch
+        else:
+            self.eta, self.whitener, self.scratch = eta, whitener, scratch
+
+    def learn(self, const double[:, ::1] rows, const double[::1] weights, bint omits_nan, double[:, ::1] moments,
+              double[:, ::1] common, double[::1] totals):
+        """Add what rows (n, d) with weights (n,), or None where each counts once, tell of the model.
+
+        moments: (k, F).  common: (d, d) sum w z z^T, where there is a whitener, else None.  totals: (4,) sums of
+        w log p(z), of w (log p(z))^2, of w, and of rows with NaN, which are left out where ``omits_nan``.
+
+        False, with sums that are spoiled, where a row needs more care than these loops take: one that is far out, or
+        that has a value that is not finite.
+        """
+        cdef Index n = rows.shape[0]
+        _require(rows.shape[1] == self.c.d and (weights is None or len(weights) == n), "rows or weights")
+        _require(moments.shape[0] == self.k and moments.shape[1] == self.c.n_moments and len(totals) == 4, "the sums")
+        if self.shared:
+            _require(common is not None and common.shape[0] == self.c.d == common.shape[1], "the common sums")
+        if n == 0:
+            return True
+        cdef const double *counts = NULL if weights is None else &weights[0]
+        cdef double *squares = &common[0, 0] if self.shared else NULL
+        cdef const double *whitener = NULL
+        cdef const float *whitener_32 = NULL
+        cdef int near
+        if self.single:
+            whitener_32 = &self.whitener_32[0, 0] if self.shared else NULL
+            with nogil:
+                near = learn_32(sgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_32[0, 0],
+                                whitener_32, &self.scratch_32[0], &moments[0, 0], squares, &totals[0])
+        else:
+            whitener = &self.whitener[0, 0] if self.shared else NULL
+            with nogil:
+                near = learn_64(dgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta[0, 0],
+                                whitener, &self.scratch[0], &moments[0, 0], squares, &totals[0])
+        return bool(near)
+
+
+def softmax(double[:, ::1] joint):
+    """Log joint densities (k, b) become responsibilities; returns their log sums (b,)."""
+    cdef Index k = joint.shape[0], b = joint.shape[1]
+    density, factor = np.empty(b), np.empty(b)
+    cdef double[::1] out = density, scratch = factor
+    if b:
+        with nogil:
+            softmax_64(&joint[0, 0], b, k, b, &out[0], &scratch[0])
+    return density
+
+
+def expand(const double[:, ::1] z, const int64_t[::1] left, const int64_t[::1] right, const int64_t[::1] into,
+           double[:, ::1] products):
+    """Products (q, b) of z (d, b): the sum of z[left] z[right] over consecutive terms with the same ``into``."""
+    cdef Index b = z.shape[1]
+    cdef CTerms terms = _terms(left, right, into, z.shape[0], products.shape[0])
+    _require(products.shape[1] == b, "the products")
+    if b and terms.n:
+        with nogil:
+            expand_64(&z[0, 0], b, b, &terms, &products[0, 0])
+
+
+cdef CTerms _terms(const int64_t[::1] left, const int64_t[::1] right, const int64_t[::1] into, Index d, Index q):
+    cdef CTerms terms
+    cdef Index t
+    terms.n = left.shape[0]
+    _require(right.shape[0] == terms.n and into.shape[0] == terms.n, "the terms")
+    for t in range(terms.n):
+        if not (0 <= left[t] < d and 0 <= right[t] < d and 0 <= into[t] < q):
+            raise ValueError(f"Term {t} is outside of {d} features and {q} products.")
+    if terms.n:
+        terms.left, terms.right, terms.into = &left[0], &right[0], &into[0]
+    return terms
+
+
+cdef _require(bint right, str what):
+    if not right:
+        raise ValueError(f"The shape of {what} does not fit the others.")

@@ -1,0 +1,97 @@
+/* What loops.h is made for: double and single precision, on whatever vector instructions the machine has. */
+#include <stdint.h>
+#include <string.h>
+
+typedef ptrdiff_t Index;
+
+/* Rows that are worked on together, in the cache, and how far the rows of their matrices are apart: with a power of two
+   all would meet in the same few sets of the cache. */
+enum { PANEL = 256, LINE = PANEL + 8, STRIP = 64 };
+
+/* A log density below this has lost what tells components apart to rounding: eps times it is 2e-4. */
+static const double FAR = -1e12;
+
+/* Numbers that ``learn`` needs as scratch space. */
+static Index scratch_size(Index d, Index k, Index n_moments, int shared) {
+    return LINE * (n_moments + k + 2 + (shared ? d : 0)) + k * n_moments + (shared ? d * d : 0);
+}
+
+/* The products of a row: see AbstractQuadratic.terms. */
+typedef struct {
+    const int64_t *left, *right, *into;
+    Index n;
+} Terms;
+
+/* What rows are seen through: z = (x - shift) * scale, and rows with sum reach z^2 above the limit are far. */
+typedef struct {
+    const double *shift, *scale, *reach;
+    double limit;
+    Index d, n_moments;
+    Terms terms;
+} Lens;
+
+#if defined(__GNUC__)
+#define INLINE inline __attribute__((always_inline))
+#else
+#define INLINE inline
+#endif
+
+/* A function for each generation of x86 vector instructions; the loader takes the best that the machine has. */
+#if __GNUC__ >= 12 && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+typedef void (*Gemm_64)(char *, char *, int *, int *, int *, double *, double *, int *, double *, int *, double *,
+                        double *, int *);
+typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *, float *, float *,
+                        int *);
+
+/* LOG_FLOOR: where log responsibilities are clipped; below about -708 and -87 results would be denormal, and slow.
+   ROUNDING: added to a small number, it leaves that number rounded to a whole one in the last bits.
+   HALF_ROOT: the bits of sqrt(1/2). The series are those of Taylor for exp(r) and for (artanh(s) / s - 1) / s^2. */
+#define REAL double
+#define BITS uint64_t
+#define NAME(x) x##_64
+#define MANTISSA 52
+#define LOG_FLOOR -690.0
+#define ROUNDING 6755399441055744.0
+#define ROUNDING_BITS 0x4338000000000000u
+#define HALF_ROOT 0x3fe6a09e667f3bcdu
+#define LN_2_HIGH 6.93147180369123816490e-01
+#define LN_2_LOW 1.90821492927058770002e-10
+#define EXP_SERIES(r) \
+    (1.0 + r * (1.0 + r * (1.0 / 2 + r * (1.0 / 6 + r * (1.0 / 24 + r * (1.0 / 120 + r * (1.0 / 720 + r * (1.0 / 5040 + r * ( \
+    1.0 / 40320 + r * (1.0 / 362880 + r * (1.0 / 3628800 + r * (1.0 / 39916800 + r * (1.0 / 479001600)))))))))))))
+#define LOG_SERIES(q) \
+    (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9 + q * (1.0 / 11 + q * (1.0 / 13 + q * (1.0 / 15 + q * ( \
+    1.0 / 17 + q * (1.0 / 19 + q * (1.0 / 21))))))))))
+#include "loops.h"
+#undef REAL
+#undef BITS
+#undef NAME
+#undef MANTISSA
+#undef LOG_FLOOR
+#undef ROUNDING
+#undef ROUNDING_BITS
+#undef HALF_ROOT
+#undef LN_2_HIGH
+#undef LN_2_LOW
+#undef EXP_SERIES
+#undef LOG_SERIES
+
+#define REAL float
+#define BITS uint32_t
+#define NAME(x) x##_32
+#define MANTISSA 23
+#define LOG_FLOOR -80.0f
+#define ROUNDING 12582912.0f
+#define ROUNDING_BITS 0x4b400000u
+#define HALF_ROOT 0x3f3504f3u
+#define LN_2_HIGH 0.693359375f
+#define LN_2_LOW -2.12194440e-4f
+#define EXP_SERIES(r) \
+    (1.0f + r * (1.0f + r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720)))))))
+#define LOG_SERIES(q) (1.0f / 3 + q * (1.0f / 5 + q * (1.0f / 7 + q * (1.0f / 9))))
+#include "loops.h"
