@@ -1,7 +1,7 @@
 """What a pass costs beside what it cannot do without: reading and decoding every chunk, and two matrix products.
 
-    python benchmarks/floor.py                                 # the grid in memory and from zarr, a quarter of an hour
-    python benchmarks/floor.py --shapes 8x16 --rounds 1        # quick and rough
+    python benchmarks/floor.py                                 # the grid in memory and from zarr, ten minutes
+    python benchmarks/floor.py --shapes 8x16 --megabytes 32    # quick and rough
 
 The products are those of the packed form taken alone, k x F times F x b and k x b times b x F for tiles of b rows, with
 one BLAS thread in each thread and the tile that is fastest for them. A bare read takes each chunk with zarr, in as many
@@ -9,7 +9,9 @@ threads as the pass, and drops it. All take turns in one run; each figure is the
 
 Prints for rows in memory the products over the E-step with one thread and with two, and one thread over two; and from a
 store with zarr's default compression (bare read + products) over the pass, with two threads. The last column tells how
-much two threads bring where nothing is shared: the products themselves. No pass can have more.
+much two threads bring where nothing is shared: the products themselves. No pass can have more. For single precision:
+how much faster one thread is than with double, the kinds of number in both products, and the share of rows that its
+guard leaves to double precision or to the centred form.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,15 +30,15 @@ import numpy as np
 import zarr
 from cluster import seconds_of
 from peer_worker import unit_covariances
-from peers import GRID, rows_and_means, shape
+from peers import GRID, shape
 
 from streamgmm.covariance import FullCovariance
 from streamgmm.executors import single_blas_thread
-from streamgmm.kernel import e_step, prepare
+from streamgmm.kernel import SINGLE_GUARD_LIMIT, SPAN_TILES, Scorer, e_step, prepare
 from streamgmm.params import MixtureParams
 
 TILES = (256, 512, 1024, 2048, 4096)
-CHUNK_BYTES = 12 * 2**20
+CHUNK_BYTES = 8 * 2**20
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -75,12 +77,32 @@ def bare_read(path: Path, threads: int) -> float:
         return seconds(lambda: list(pool.map(read, range(0, array.shape[0], step))))
 
 
-def measured(d: int, k: int, rounds: int) -> dict[str, float]:
+def unit_clusters(d: int, k: int, megabytes: float) -> tuple[np.ndarray, MixtureParams]:
+    """Rows of clusters of variance one, and a mixture near them."""
+    rng = np.random.default_rng(0)
+    means = 2.0 * rng.normal(size=(k, d))
+    n = round(megabytes * 2**20 / (8 * d))
+    rows = means[rng.integers(k, size=n)] + rng.normal(size=(n, d))
+    near = means + 0.1 * rng.normal(size=(k, d))
+    return rows, MixtureParams(np.full(k, 1.0 / k), near, FullCovariance(unit_covariances(k, d, "full")))
+
+
+def share_left_to_double(rows: np.ndarray, scorer: Scorer) -> float:
+    """The share of rows in spans that single precision refuses."""
+    if not scorer.single:
+        return 1.0
+    limit = SINGLE_GUARD_LIMIT / np.finfo(np.float32).eps
+    far = ((rows - scorer.frame.shift) * scorer.frame.scale) ** 2 @ scorer.reach > limit
+    size = SPAN_TILES * scorer.tile_rows
+    spans = [far[start : start + size] for start in range(0, len(far), size)]
+    return sum(len(span) for span in spans if span.any()) / len(rows)
+
+
+def measured(rows: np.ndarray, params: MixtureParams, rounds: int) -> dict[str, float]:
     """Seconds by what is timed, the median over the rounds."""
-    rows, means = rows_and_means(d, k)
-    n, n_moments = len(rows), 1 + d + d * (d + 1) // 2
-    params = MixtureParams(np.full(k, 1.0 / k), means, FullCovariance(unit_covariances(k, d, "full")))
-    scorers = (prepare(params, params.frame()),)
+    (n, d), k = rows.shape, len(params.weights)
+    n_moments = 1 + d + d * (d + 1) // 2
+    scorers, single = ((prepare(params, params.frame(), single=single),) for single in (False, True))
     tile = best_tile(n_moments, k)
     with TemporaryDirectory() as folder:
         path = Path(folder, "rows.zarr")
@@ -88,6 +110,7 @@ def measured(d: int, k: int, rounds: int) -> dict[str, float]:
         timed = {
             "products, 1": partial(products, n, n_moments, k, tile, 1),
             "E-step, 1": partial(seconds_of, "threads", e_step, scorers, rows, 1),
+            "single, 1": partial(seconds_of, "threads", e_step, single, rows, 1),
             "products, 2": partial(products, n, n_moments, k, tile, 2),
             "E-step, 2": partial(seconds_of, "threads", e_step, scorers, rows, 2),
             "bare read": partial(bare_read, path, 2),
@@ -102,23 +125,35 @@ def measured(d: int, k: int, rounds: int) -> dict[str, float]:
     return {name: median(values) for name, values in found.items()}
 
 
-def row(d: int, k: int, found: dict[str, float]) -> str:
+def row(d: int, k: int, found: dict[str, float], left: float) -> str:
     one, two = (found[f"products, {threads}"] / found[f"E-step, {threads}"] for threads in (1, 2))
     threads = found["E-step, 1"] / found["E-step, 2"]
     floor = (found["bare read"] + found["products, 2"]) / found["pass"]
     possible = found["products, 1"] / found["products, 2"]
-    return f"{d:3d} {k:3d}  {one:8.2f} {two:8.2f}  {threads:9.2f}  {floor:9.2f}  {possible:9.2f}"
+    single, kind = found["E-step, 1"] / found["single, 1"], "float32" if left < 1 else "float64"
+    beside = f"{single:6.2f}  {kind}, {kind}  {left:8.1%}"
+    return f"{d:3d} {k:3d}  {one:8.2f} {two:8.2f}  {threads:9.2f}  {floor:9.2f}  {possible:9.2f}  {beside}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", type=shape, default=GRID, help="dxk; default: all")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=256.0, help="of rows")
     arguments = parser.parse_args()
-    print(f"{'':7}  {'products : E-step':^17}  {'E-step':>9}  {'from zarr':>9}  {'products':>9}")
-    print(f"{'d':>3} {'k':>3}  {'1 thread':>8} {'2':>8}  {'1 : 2':>9}  {'floor':>9}  {'1 : 2':>9}")
+    print(
+        f"{'':7}  {'products : E-step':^17}  {'E-step':>9}  {'from zarr':>9}  {'products':>9}  {'single precision':^34}"
+    )
+    heads = f"{'faster':>6}  {'products':^16}  {'left':>8}"
+    print(f"{'d':>3} {'k':>3}  {'1 thread':>8} {'2':>8}  {'1 : 2':>9}  {'floor':>9}  {'1 : 2':>9}  {heads}")
+    gains = []
     for d, k in arguments.shapes:
-        print(row(d, k, measured(d, k, arguments.rounds)), flush=True)
+        rows, params = unit_clusters(d, k, arguments.megabytes)
+        found = measured(rows, params, arguments.rounds)
+        left = share_left_to_double(rows, prepare(params, params.frame(), single=True))
+        gains.append(found["E-step, 1"] / found["single, 1"])
+        print(row(d, k, found, left), flush=True)
+    print(f"single precision: {geometric_mean(gains):.2f} times as fast in geometric mean")
 
 
 if __name__ == "__main__":

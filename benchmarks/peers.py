@@ -7,10 +7,11 @@
 Each implementation runs in a process of its own, from the same start on the same rows, with all cores; ours with one
 thread as well. They take turns in one run, so that what else the machine does falls on all alike. An iteration, its
 M-step with it, is the difference of a long and a short fit over the iterations that were made in between, which leaves
-out the start, checks and the read before fitting. Each ratio is the median over the rounds of those of neighbours.
+out the start, checks and the read before fitting; the long fit takes some seconds. Each ratio is the median over the
+rounds of those of neighbours.
 
 oneDAL gets an environment of its own, made on first use in ``--environments`` (its versions need an older NumPy). The
-last column is the largest difference of the mean log-likelihoods (nats) after the long fits: that all did the same.
+last column is the largest difference of the mean log-likelihoods (nats) after a few iterations: that all did the same.
 """
 
 from __future__ import annotations
@@ -24,28 +25,21 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import geometric_mean, median
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
-
 import numpy as np
 from peer_worker import PEERS
 
 GRID = [(2, 8), (8, 16), (16, 32), (64, 16), (32, 128)]
 #: Shapes that no tuning saw.
 UNSEEN = [(3, 20), (12, 50), (48, 24)]
-SHORT, LONG = 1, 5
-#: Products of a pass (rows x components x features of a row), which makes it last about a tenth of a second.
-WORK = 3 * 10**8
-ROWS = (20_000, 1_000_000)
+#: Iterations of the short fit, and of one that tells how many make a long one, which are no more than the last.
+SHORT, FEW, MOST = 1, 5, 60
+LONG_SECONDS = 2.0
+#: Products of a pass (rows x components x features of a row), which makes ours last some tenths of a second.
+WORK = 10**9
+ROWS = (20_000, 2_000_000)
 
 THREAD_LIMITS = ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
 ONEDAL = ["numpy<2.1", "scikit-learn==1.5.2", "daal4py==2024.7", "packaging"]
-
-
-class Timed(NamedTuple):
-    """seconds: an iteration.  likelihood: mean log-likelihood (nats) that entered the last one of the long fit."""
-
-    seconds: float
-    likelihood: float
 
 
 class Peer:
@@ -58,6 +52,14 @@ class Peer:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
+        self.long = FEW
+        self.likelihood = np.nan
+
+    def prepare(self) -> None:
+        """Libraries are loaded, what is made once is made, and the long fit gets its length."""
+        self.fit(SHORT)
+        _, _, self.likelihood = self.fit(FEW)
+        self.long = int(np.clip(LONG_SECONDS / self.iteration(), FEW, MOST))
 
     def fit(self, iterations: int) -> tuple[float, int, float]:
         """Seconds, iterations that were made, and the log-likelihood. RuntimeError where the process ended."""
@@ -71,10 +73,11 @@ class Peer:
             raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended with {self.process.wait()}")
         return float(answer[0]), int(answer[1]), float(answer[2])
 
-    def iteration(self) -> Timed:
+    def iteration(self) -> float:
+        """Seconds of one."""
         short, few, _ = self.fit(SHORT)
-        long, many, likelihood = self.fit(LONG)
-        return Timed(max(long - short, 1e-9) / (many - few), likelihood)
+        long, many, _ = self.fit(self.long)
+        return max(long - short, 1e-3) / (many - few)
 
     def __enter__(self) -> Peer:
         return self
@@ -102,8 +105,13 @@ def onedal_python(folder: Path) -> str:
     return str(python)
 
 
-def compare(d: int, k: int, structure: str, rounds: int, pythons: dict[str, str]) -> dict[str, list[Timed]]:
-    """Seconds an iteration by implementation, a value a round. "one thread" is ours."""
+def compare(
+    d: int, k: int, structure: str, rounds: int, pythons: dict[str, str]
+) -> tuple[dict[str, list[float]], float]:
+    """Seconds an iteration by implementation, a value a round, and how far their likelihoods are apart.
+
+    "one thread" is ours.
+    """
     cores = len(os.sched_getaffinity(0))
     with TemporaryDirectory() as folder, ExitStack() as stack:
         place = Path(folder)
@@ -116,29 +124,28 @@ def compare(d: int, k: int, structure: str, rounds: int, pythons: dict[str, str]
         peers = {name: start(name, python, cores) for name, python in pythons.items()}
         peers["one thread"] = start("streamgmm", sys.executable, 1)
         for peer in peers.values():
-            peer.fit(SHORT)  # libraries are loaded, and what is made once is made
-        found: dict[str, list[Timed]] = {name: [] for name in peers}
+            peer.prepare()
+        found: dict[str, list[float]] = {name: [] for name in peers}
         for _ in range(rounds):
             for name, peer in peers.items():
                 found[name].append(peer.iteration())
-    return found
+        return found, float(np.ptp([peer.likelihood for peer in peers.values()]))
 
 
-def ratios(found: dict[str, list[Timed]]) -> dict[str, float]:
+def ratios(found: dict[str, list[float]]) -> dict[str, float]:
     """Of each to ours, the median over the rounds."""
     ours = found["streamgmm"]
     return {
-        name: median(theirs.seconds / mine.seconds for theirs, mine in zip(timed, ours, strict=True))
-        for name, timed in found.items()
+        name: median(theirs / mine for theirs, mine in zip(seconds, ours, strict=True))
+        for name, seconds in found.items()
     }
 
 
-def row(d: int, k: int, structure: str, found: dict[str, list[Timed]], names: list[str]) -> str:
+def row(d: int, k: int, structure: str, found: dict[str, list[float]], apart: float, names: list[str]) -> str:
     over = ratios(found)
-    seconds = " ".join(f"{median(timed.seconds for timed in found[name]):12.4f}" for name in names)
+    seconds = " ".join(f"{median(found[name]):12.4f}" for name in names)
     beside = " ".join(f"{over[name]:12.2f}" for name in names if name != "streamgmm")
-    ends = [found[name][-1].likelihood for name in names]
-    return f"{structure:>9} {d:3d} {k:3d}  {seconds}  {beside}  {max(ends) - min(ends):9.1e}"
+    return f"{structure:>9} {d:3d} {k:3d}  {seconds}  {beside}  {apart:9.1e}"
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -164,9 +171,9 @@ def main() -> None:
         print(f"{'':>9} {'d':>3} {'k':>3}  {heads}  {heads[13:]}  {'apart':>9}")
         over = {}
         for d, k in arguments.shapes:
-            found = compare(d, k, structure, arguments.rounds, pythons)
+            found, apart = compare(d, k, structure, arguments.rounds, pythons)
             over[d, k] = ratios(found)
-            print(row(d, k, structure, found, names), flush=True)
+            print(row(d, k, structure, found, apart, names), flush=True)
         for name in names[1:]:
             grid = [of[name] for at, of in over.items() if at in GRID]
             if grid:

@@ -65,8 +65,8 @@ def tile_rows(n_moments: int) -> int:
 
 
 def workspace_bytes(structure: type[AbstractCovariance], k: int, d: int, n_models: int) -> int:
-    """Bytes that e_step allocates beside the rows: a span and a tile of them, and for each model sums and what the loops
-    need, in both precisions."""
+    """Bytes that e_step allocates beside the rows: a span and a tile of them, and for each model its sums and what the
+    loops need, in both precisions."""
     n_moments = 1 + d + structure.quadratic.size(d)
     rows = tile_rows(n_moments)
     tile = rows * (n_moments + (SPAN_TILES + 4) * d + 2 * k)
@@ -114,7 +114,8 @@ class Scorer:
 def prepare(params: MixtureParams, frame: Frame, *, single: bool = False) -> Scorer:
     """Cholesky factors, natural parameters and the form that each component takes.
 
-    single: whether E-steps are to be made in single precision where the guard allows it. Raises NumericalError, naming the component, where a covariance is not positive definite.
+    single: whether E-steps are to be made in single precision where the guard allows it. Raises NumericalError, naming
+    the component, where a covariance is not positive definite.
     """
     k, d = params.means.shape
     covariance = params.covariance.scaled(frame.scale)

@@ -126,10 +126,6 @@ CLONES static void NAME(subtract_half_squares)(const REAL *whitened, Index d, In
         for (Index i = 0; i < b; i++) density[i] -= (REAL)0.5 * whitened[q * LINE + i] * whitened[q * LINE + i];
 }
 
-CLONES static void NAME(accumulate)(const REAL *part, Index n, double *sums) {
-    for (Index i = 0; i < n; i++) sums[i] += part[i];
-}
-
 /* out (m, b) = a (m, l) @ features (l, b) */
 static void NAME(product)(NAME(Gemm) gemm, int m, int l, int b, const REAL *a, const REAL *features, REAL *out) {
     REAL one = 1, zero = 0;
@@ -137,12 +133,14 @@ static void NAME(product)(NAME(Gemm) gemm, int m, int l, int b, const REAL *a, c
     gemm("N", "N", &b, &m, &l, &one, (REAL *)features, &line, (REAL *)a, &l, &zero, out, &line);
 }
 
-/* out (m, l) = a (m, b) @ features (l, b)^T */
-static void NAME(product_with_transpose)(NAME(Gemm) gemm, int m, int l, int b, const REAL *a, const REAL *features,
-                                         REAL *out) {
-    REAL one = 1, zero = 0;
-    int line = LINE;
-    gemm("T", "N", &l, &m, &b, &one, (REAL *)features, &line, (REAL *)a, &line, &zero, out, &l);
+/* sums (m, l) += a (m, b) @ features (l, b)^T.  part (m, l): scratch space. */
+static void NAME(add_product_with_transpose)(NAME(Gemm) gemm, int m, int l, int b, const REAL *a, const REAL *features,
+                                             REAL *part, double *sums) {
+    int line = LINE, in_place = sizeof(REAL) == sizeof(double);
+    REAL one = 1, kept = in_place, *out = in_place ? (REAL *)sums : part;
+    gemm("T", "N", &l, &m, &b, &one, (REAL *)features, &line, (REAL *)a, &line, &kept, out, &l);
+    if (!in_place)
+        for (Index i = 0; i < (Index)m * l; i++) sums[i] += part[i];
 }
 
 /* Adds what rows (n, d) with weights (n,), or NULL where each counts once, tell of a model with natural parameters
@@ -158,8 +156,7 @@ static int NAME(learn)(void *gemm, const double *rows, Index n, const double *we
     double far[PANEL], counts[PANEL];
     REAL *features = scratch, *joint = features + LINE * n_moments;
     REAL *density = joint + LINE * k, *factor = density + LINE;
-    REAL *part = factor + LINE, *square = part + k * n_moments, *whitened = square + (whitener ? d * d : 0);
-    REAL *z = features + LINE;
+    REAL *whitened = factor + LINE, *part = whitened + (whitener ? LINE * d : 0), *z = features + LINE;
     for (Index i = 0; i < LINE; i++) features[i] = 1;
     for (Index first = 0; first < n; first += PANEL) {
         Index b = first + PANEL < n ? PANEL : n - first;
@@ -183,12 +180,10 @@ static int NAME(learn)(void *gemm, const double *rows, Index n, const double *we
             totals[2] += counts[i];
         }
         if (weights || omits_nan) NAME(weigh)(joint, k, b, counts, joint);
-        NAME(product_with_transpose)(gemm, k, n_moments, b, joint, features, part);
-        NAME(accumulate)(part, k * n_moments, moments);
+        NAME(add_product_with_transpose)(gemm, k, n_moments, b, joint, features, part, moments);
         if (whitener) {
             NAME(weigh)(z, d, b, counts, whitened);
-            NAME(product_with_transpose)(gemm, d, d, b, whitened, z, square);
-            NAME(accumulate)(square, d * d, common);
+            NAME(add_product_with_transpose)(gemm, d, d, b, whitened, z, part, common);
         }
     }
     return 1;

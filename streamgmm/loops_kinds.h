@@ -13,7 +13,8 @@ static const double FAR = -1e12;
 
 /* Numbers that ``learn`` needs as scratch space. */
 static Index scratch_size(Index d, Index k, Index n_moments, int shared) {
-    return LINE * (n_moments + k + 2 + (shared ? d : 0)) + k * n_moments + (shared ? d * d : 0);
+    Index part = shared && d * d > k * n_moments ? d * d : k * n_moments;
+    return LINE * (n_moments + k + 2 + (shared ? d : 0)) + part;
 }
 
 /* The products of a row: see AbstractQuadratic.terms. */

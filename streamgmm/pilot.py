@@ -15,7 +15,9 @@ from streamgmm.quadratic import OUTER, unpack
 from streamgmm.stats import Frame, SufficientStats
 from streamgmm.tiles import Tile, tiles
 
-SURVEY_ROWS = 1024
+#: Numbers of the tiles in which rows are surveyed, and the fewest rows. Constants, for the bits depend on them.
+SURVEY_NUMBERS = 2**14
+FEWEST_SURVEY_ROWS = 1024
 #: Below this the square of a deviation loses digits, and soon vanishes.
 SMALLEST_VARIANCE = 1e-290
 
@@ -113,13 +115,18 @@ def take_pilot(source: Readable, executor: Executor, sample_index: Integers) -> 
     return Pilot(mean, covariance, moments.n_rows, moments.n_skipped, moments.weight, sample, weights)
 
 
+def survey_rows(d: int) -> int:
+    """Rows of the tiles in which rows of d features are surveyed."""
+    return max(FEWEST_SURVEY_ROWS, SURVEY_NUMBERS // d)
+
+
 def survey_block(sample_index: Integers, block: Block) -> Survey:
     """Moments of one block about its own mean, and those of its rows that are in the sample (row, ascending)."""
     d = block.n_features
     plain = Frame(np.zeros(d), np.ones(d))
     surveys = (
         Survey(_moments(tile), _sampled(tile, sample_index))
-        for tile in tiles(block, plain, OUTER, SURVEY_ROWS, products=False)
+        for tile in tiles(block, plain, OUTER, survey_rows(d), products=False)
     )
     return reduce(add, surveys)
 

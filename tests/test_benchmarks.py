@@ -221,12 +221,9 @@ def test_peers_take_the_same_steps_from_the_same_start(tmp_path: Path) -> None:
     nothing = peers.Peer("nothing", sys.executable, tmp_path, "full", 1)
     with nothing, pytest.raises(RuntimeError, match="ended with 1"):
         nothing.fit(1)
-    timed = {
-        "streamgmm": [peers.Timed(1.0, -2.0), peers.Timed(2.0, -2.0), peers.Timed(1.0, -2.0)],
-        "oneDAL": [peers.Timed(3.0, -2.0), peers.Timed(4.0, -2.0), peers.Timed(5.0, -2.5)],
-    }
+    timed = {"streamgmm": [1.0, 2.0, 1.0], "oneDAL": [3.0, 4.0, 5.0]}
     assert peers.ratios(timed) == {"streamgmm": 1.0, "oneDAL": 3.0}
-    assert peers.row(2, 8, "full", timed, ["streamgmm", "oneDAL"]).split() == [
+    assert peers.row(2, 8, "full", timed, 0.5, ["streamgmm", "oneDAL"]).split() == [
         "full",
         "2",
         "8",
@@ -237,11 +234,22 @@ def test_peers_take_the_same_steps_from_the_same_start(tmp_path: Path) -> None:
     ]
 
 
-def test_a_pass_beside_what_it_cannot_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_beside_what_it_cannot_do_without() -> None:
     floor = import_module("floor")
-    rows, means = np.random.default_rng(0).normal(size=(4_000, 2)), np.eye(2)
-    monkeypatch.setattr(floor, "rows_and_means", lambda d, k: (rows, means))
-    found = floor.measured(2, 2, 1)
+    rows, params = floor.unit_clusters(2, 2, 0.1)
+    found = floor.measured(rows, params, 1)
     assert min(found.values()) > 0
-    line = floor.row(2, 2, dict.fromkeys(found, 1.0) | {"pass": 4.0, "E-step, 2": 0.5, "bare read": 2.0})
-    assert line.split() == ["2", "2", "1.00", "2.00", "2.00", "0.75", "1.00"]
+    line = floor.row(2, 2, dict.fromkeys(found, 1.0) | {"pass": 4.0, "E-step, 2": 0.5, "bare read": 2.0}, 0.25)
+    assert line.split() == "2 2 1.00 2.00 2.00 0.75 1.00 1.00 float32, float32 25.0%".split()
+
+
+def test_the_share_of_rows_that_single_precision_refuses() -> None:
+    """Whole spans are, of which one row is too far."""
+    floor = import_module("floor")
+    rows, params = floor.unit_clusters(2, 2, 2.0)
+    scorer = floor.prepare(params, params.frame(), single=True)
+    assert floor.share_left_to_double(rows, scorer) == 0.0
+    rows[5] = 1e4
+    size = floor.SPAN_TILES * scorer.tile_rows
+    assert floor.share_left_to_double(rows, scorer) == size / len(rows)
+    assert floor.share_left_to_double(rows, floor.prepare(params, params.frame())) == 1.0

@@ -31,7 +31,7 @@ from streamgmm.covariance import STRUCTURES
 from streamgmm.executors import LocalExecutor, SerialExecutor
 from streamgmm.kernel import e_step, prepare, tile_rows
 from streamgmm.params import MixtureParams
-from streamgmm.pilot import SURVEY_ROWS, take_pilot
+from streamgmm.pilot import survey_rows, take_pilot
 from streamgmm.sources import with_weights
 
 D, K, BLOCK_ROWS = 17, 5, 1_200
@@ -134,7 +134,7 @@ def test_the_case_is_no_toy(store):
     assert blocks[-1].stop - blocks[-1].start == 337
     assert len(list(blocks[0].pieces())) == 3
     assert tile_rows(1 + D + D * (D + 1) // 2) * 4 < BLOCK_ROWS
-    assert SURVEY_ROWS < BLOCK_ROWS
+    assert survey_rows(D) < BLOCK_ROWS
 
 
 @pytest.fixture(scope="module")

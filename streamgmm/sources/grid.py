@@ -14,7 +14,7 @@ STORE_BLOCK_BYTES = 32 * 2**20
 MEMORY_BLOCK_BYTES = 2 * 2**20
 
 #: Blocks that small arrays are cut into, as long as they are not below the least size.
-MEMORY_BLOCKS = 16
+MEMORY_BLOCKS = 8
 LEAST_MEMORY_BLOCK_BYTES = 2**18
 
 
