@@ -25,6 +25,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import geometric_mean, median
 from tempfile import TemporaryDirectory
+
 import numpy as np
 from peer_worker import PEERS
 

@@ -126,6 +126,28 @@ CLONES static void NAME(subtract_half_squares)(const REAL *whitened, Index d, In
         for (Index i = 0; i < b; i++) density[i] -= (REAL)0.5 * whitened[q * LINE + i] * whitened[q * LINE + i];
 }
 
+/* Adds up log densities (b,) into totals: w log p, w (log p)^2 and w. Returns 0 where one of them cannot be trusted.
+   Numbers are added in LANES sums of their own, so there must be room for a multiple of that many. */
+CLONES static int NAME(add_densities)(REAL *density, Index b, double *counts, double *totals) {
+    double sums[LANES] = {0}, squares[LANES] = {0}, weights[LANES] = {0};
+    int outside = 0;
+    for (Index i = b; i % LANES; i++) density[i] = 0, counts[i] = 0.0;
+    for (Index i = 0; i < b; i += LANES)
+        for (Index lane = 0; lane < LANES; lane++) {
+            double value = density[i + lane], weighted = counts[i + lane] * value;
+            outside |= !(FAR < value) | !(value < -FAR);
+            sums[lane] += weighted;
+            squares[lane] += weighted * value;
+            weights[lane] += counts[i + lane];
+        }
+    for (Index lane = 0; lane < LANES; lane++) {
+        totals[0] += sums[lane];
+        totals[1] += squares[lane];
+        totals[2] += weights[lane];
+    }
+    return !outside;
+}
+
 /* out (m, b) = a (m, l) @ features (l, b) */
 static void NAME(product)(NAME(Gemm) gemm, int m, int l, int b, const REAL *a, const REAL *features, REAL *out) {
     REAL one = 1, zero = 0;
@@ -161,10 +183,10 @@ static int NAME(learn)(void *gemm, const double *rows, Index n, const double *we
     for (Index first = 0; first < n; first += PANEL) {
         Index b = first + PANEL < n ? PANEL : n - first;
         NAME(standardise)(rows + first * d, b, lens, z, far);
-        for (Index i = 0; i < b; i++) counts[i] = weights ? weights[first + i] : 1.0;
+        for (Index i = 0; i < b; i++) counts[i] = 1.0;
+        if (weights) memcpy(counts, weights + first, b * sizeof(double));
         if (omits_nan) totals[3] += NAME(leave_out)(b, d, z, far, counts);
-        for (Index i = 0; i < b; i++)
-            if (!(far[i] <= lens->limit)) return 0;
+        if (!all_at_most(far, b, lens->limit)) return 0;
         NAME(expand)(z, LINE, b, &lens->terms, z + LINE * d);
         NAME(product)(gemm, k, n_moments, b, eta, features, joint);
         NAME(softmax)(joint, LINE, k, b, density, factor);
@@ -172,13 +194,7 @@ static int NAME(learn)(void *gemm, const double *rows, Index n, const double *we
             NAME(product)(gemm, d, d, b, whitener, z, whitened);
             NAME(subtract_half_squares)(whitened, d, b, density);
         }
-        for (Index i = 0; i < b; i++) {
-            double value = density[i];
-            if (!(FAR < value && value < -FAR)) return 0;
-            totals[0] += counts[i] * value;
-            totals[1] += counts[i] * value * value;
-            totals[2] += counts[i];
-        }
+        if (!NAME(add_densities)(density, b, counts, totals)) return 0;
         if (weights || omits_nan) NAME(weigh)(joint, k, b, counts, joint);
         NAME(add_product_with_transpose)(gemm, k, n_moments, b, joint, features, part, moments);
         if (whitener) {

@@ -6,7 +6,7 @@ typedef ptrdiff_t Index;
 
 /* Rows that are worked on together, in the cache, and how far the rows of their matrices are apart: with a power of two
    all would meet in the same few sets of the cache. */
-enum { PANEL = 256, LINE = PANEL + 8, STRIP = 64 };
+enum { LANES = 8, PANEL = 256, LINE = PANEL + LANES, STRIP = 64 };
 
 /* A log density below this has lost what tells components apart to rounding: eps times it is 2e-4. */
 static const double FAR = -1e12;
@@ -43,6 +43,13 @@ typedef struct {
 #else
 #define CLONES
 #endif
+
+/* Whether all numbers are at most the limit: NaN is not. */
+CLONES static int all_at_most(const double *numbers, Index n, double limit) {
+    int beyond = 0;
+    for (Index i = 0; i < n; i++) beyond |= !(numbers[i] <= limit);
+    return !beyond;
+}
 
 typedef void (*Gemm_64)(char *, char *, int *, int *, int *, double *, double *, int *, double *, int *, double *,
                         double *, int *);

@@ -240,7 +240,7 @@ def test_a_pass_beside_what_it_cannot_do_without() -> None:
     found = floor.measured(rows, params, 1)
     assert min(found.values()) > 0
     line = floor.row(2, 2, dict.fromkeys(found, 1.0) | {"pass": 4.0, "E-step, 2": 0.5, "bare read": 2.0}, 0.25)
-    assert line.split() == "2 2 1.00 2.00 2.00 0.75 1.00 1.00 float32, float32 25.0%".split()
+    assert line.split() == ["2", "2", "1.00", "2.00", "2.00", "0.75", "1.00", "1.00", "float32,", "float32", "25.0%"]
 
 
 def test_the_share_of_rows_that_single_precision_refuses() -> None:
