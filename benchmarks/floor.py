@@ -9,14 +9,17 @@ threads as the pass, and drops it. All take turns in one run; each figure is the
 
 Prints for rows in memory the products over the E-step with one thread and with two, and one thread over two; and from a
 store with zarr's default compression (bare read + products) over the pass, with two threads. The last column tells how
-much two threads bring where nothing is shared: the products themselves. No pass can have more. For single precision:
-how much faster one thread is than with double, the kinds of number in both products, and the share of rows that its
-guard leaves to double precision or to the centred form.
+much two threads bring where nothing is shared: the products themselves. No pass can have more. "by tiles" is the time
+of the same E-step without the compiled loops, tile by tile in NumPy, over that with them, with two threads. For single
+precision: how much faster one thread is than with double, the kinds of number in both products, and the share of rows
+that its guard leaves to double precision or to the centred form. Last of all, what the loops cost a process.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +28,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import zarr
@@ -66,9 +70,10 @@ def best_tile(n_moments: int, k: int) -> int:
     return min(TILES, key=lambda tile: min(products(4 * max(TILES), n_moments, k, tile, 1) for _ in range(3)))
 
 
-def bare_read(path: Path, threads: int) -> float:
+def bare_read(path: Path, threads: int, step: int | None = None) -> float:
+    """Seconds to read a store ``step`` rows at a time, by default a chunk."""
     array = zarr.open_array(path, mode="r")
-    step = array.chunks[0]
+    step = step or array.chunks[0]
 
     def read(start: int) -> None:
         array[start : start + step]
@@ -98,6 +103,12 @@ def share_left_to_double(rows: np.ndarray, scorer: Scorer) -> float:
     return sum(len(span) for span in spans if span.any()) / len(rows)
 
 
+def by_tiles(*arguments: Any) -> float:
+    """Seconds of a pass without the compiled loops."""
+    with patch("streamgmm.kernel._lenses", lambda scorer: []):
+        return seconds_of(*arguments)
+
+
 def measured(rows: np.ndarray, params: MixtureParams, rounds: int) -> dict[str, float]:
     """Seconds by what is timed, the median over the rounds."""
     (n, d), k = rows.shape, len(params.weights)
@@ -113,6 +124,7 @@ def measured(rows: np.ndarray, params: MixtureParams, rounds: int) -> dict[str, 
             "single, 1": partial(seconds_of, "threads", e_step, single, rows, 1),
             "products, 2": partial(products, n, n_moments, k, tile, 2),
             "E-step, 2": partial(seconds_of, "threads", e_step, scorers, rows, 2),
+            "by tiles, 2": partial(by_tiles, "threads", e_step, scorers, rows, 2),
             "bare read": partial(bare_read, path, 2),
             "pass": partial(seconds_of, "threads", e_step, scorers, str(path), 2),
         }
@@ -131,8 +143,27 @@ def row(d: int, k: int, found: dict[str, float], left: float) -> str:
     floor = (found["bare read"] + found["products, 2"]) / found["pass"]
     possible = found["products, 1"] / found["products, 2"]
     single, kind = found["E-step, 1"] / found["single, 1"], "float32" if left < 1 else "float64"
-    beside = f"{single:6.2f}  {kind}, {kind}  {left:8.1%}"
+    tiles = found["by tiles, 2"] / found["E-step, 2"]
+    beside = f"{tiles:8.2f}  {single:6.2f}  {kind}, {kind}  {left:8.1%}"
     return f"{d:3d} {k:3d}  {one:8.2f} {two:8.2f}  {threads:9.2f}  {floor:9.2f}  {possible:9.2f}  {beside}"
+
+
+COST = """
+import time
+import numpy, scipy.linalg
+def resident():
+    return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) / 1024
+before, began = resident(), time.perf_counter()
+from streamgmm import loops
+print(time.perf_counter() - began, resident() - before)
+"""
+
+
+def cost_of_the_loops() -> tuple[float, float]:
+    """Seconds and MB that importing them takes in a process that has NumPy and SciPy."""
+    printed = subprocess.run([sys.executable, "-c", COST], check=True, capture_output=True, text=True).stdout
+    took, megabytes = printed.split()
+    return float(took), float(megabytes)
 
 
 def main() -> None:
@@ -141,10 +172,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=256.0, help="of rows")
     arguments = parser.parse_args()
-    print(
-        f"{'':7}  {'products : E-step':^17}  {'E-step':>9}  {'from zarr':>9}  {'products':>9}  {'single precision':^34}"
-    )
-    heads = f"{'faster':>6}  {'products':^16}  {'left':>8}"
+    heads = f"{'E-step':>9}  {'from zarr':>9}  {'products':>9}  {'':8}  {'single precision':^34}"
+    print(f"{'':7}  {'products : E-step':^17}  {heads}")
+    heads = f"{'by tiles':>8}  {'faster':>6}  {'products':^16}  {'left':>8}"
     print(f"{'d':>3} {'k':>3}  {'1 thread':>8} {'2':>8}  {'1 : 2':>9}  {'floor':>9}  {'1 : 2':>9}  {heads}")
     gains = []
     for d, k in arguments.shapes:
@@ -154,6 +184,7 @@ def main() -> None:
         gains.append(found["E-step, 1"] / found["single, 1"])
         print(row(d, k, found, left), flush=True)
     print(f"single precision: {geometric_mean(gains):.2f} times as fast in geometric mean")
+    print("the loops cost a process {:.3f} s and {:.1f} MB".format(*cost_of_the_loops()))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from streamgmm.sources import open_source as open_source
 
 __version__ = version("streamgmm")
+
+if find_spec("streamgmm.loops") is None:
+    raise ImportError(
+        f"The compiled part of streamgmm is not in {__path__[0]}: these are its sources. Install them with "
+        "`pip install -e .`, or start Python in another folder."
+    )
 
 _HOMES = {
     "GaussianMixture": "streamgmm.estimator",

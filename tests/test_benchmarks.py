@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -236,11 +237,25 @@ def test_peers_take_the_same_steps_from_the_same_start(tmp_path: Path) -> None:
 
 def test_a_pass_beside_what_it_cannot_do_without() -> None:
     floor = import_module("floor")
+    assert max(floor.cost_of_the_loops()) < 30.0
     rows, params = floor.unit_clusters(2, 2, 0.1)
     found = floor.measured(rows, params, 1)
     assert min(found.values()) > 0
     line = floor.row(2, 2, dict.fromkeys(found, 1.0) | {"pass": 4.0, "E-step, 2": 0.5, "bare read": 2.0}, 0.25)
-    assert line.split() == ["2", "2", "1.00", "2.00", "2.00", "0.75", "1.00", "1.00", "float32,", "float32", "25.0%"]
+    assert line.split() == [
+        "2",
+        "2",
+        "1.00",
+        "2.00",
+        "2.00",
+        "0.75",
+        "1.00",
+        "2.00",
+        "1.00",
+        "float32,",
+        "float32",
+        "25.0%",
+    ]
 
 
 def test_the_share_of_rows_that_single_precision_refuses() -> None:
@@ -253,3 +268,50 @@ def test_the_share_of_rows_that_single_precision_refuses() -> None:
     size = floor.SPAN_TILES * scorer.tile_rows
     assert floor.share_left_to_double(rows, scorer) == size / len(rows)
     assert floor.share_left_to_double(rows, floor.prepare(params, params.frame())) == 1.0
+
+
+def followed() -> list[tuple[str, str]]:
+    """Names of the classes that asv runs, and of their time_* and peakmem_* methods."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        tracked = import_module("tracked")
+    finally:
+        sys.path.remove(str(FOLDER))
+    classes = [value for value in vars(tracked).values() if isinstance(value, type) and hasattr(value, "params")]
+    return [(kind.__name__, name) for kind in classes for name in dir(kind) if name.startswith(("time_", "peakmem_"))]
+
+
+@pytest.mark.parametrize(("kind", "name"), followed())
+def test_what_is_followed_runs(kind: str, name: str) -> None:
+    benchmark = getattr(import_module("tracked"), kind)()
+    first = [values[0] for values in benchmark.params]
+    assert len(first) == len(benchmark.param_names)
+    benchmark.setup(*first)
+    try:
+        getattr(benchmark, name)(*first)
+    finally:
+        getattr(benchmark, "teardown", lambda *_: None)(*first)
+
+
+def test_a_pass_beside_a_bare_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The short form: one store of each kind, and what is printed of them."""
+    reading = import_module("reading")
+    small = [reading.Layout("chunks", 2_000), reading.Layout("shards", 500, 5_000)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reading, "layouts", lambda gigabytes: small)
+        reading.chunks(tmp_path, 0.001, 1)
+        reading.sizes(tmp_path, [0.001, 0.002], 1)
+    reading.many(tmp_path, 2_000, 1)
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^ +(?:chunks|shards)(?: +[\d.]+){4} (?:yes|NO)$", printed, re.MULTILINE)) == 2
+    assert re.search(r"2,000 chunks: [\d,]+ tasks yes, graph [\d.]+ MB yes, [\d.]+ s outside of the tasks", printed)
+    assert reading.zarr.open_array(tmp_path / "shards-0.001GB.zarr").shards == (5_000, 8)
+
+
+def test_layouts_are_what_they_are_called() -> None:
+    reading = import_module("reading")
+    n = 1e9 / reading.ROW_BYTES
+    large, small, shards = reading.layouts(1.0)
+    assert n / large.chunk_rows == pytest.approx(100, rel=1e-3)
+    assert n / small.chunk_rows == pytest.approx(20_000, rel=1e-3)
+    assert shards.rows_per_shard == 50 * shards.chunk_rows == pytest.approx(n / 20, rel=1e-3)

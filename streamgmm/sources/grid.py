@@ -11,7 +11,7 @@ from streamgmm.errors import ParameterError, shown
 STORE_BLOCK_BYTES = 32 * 2**20
 
 #: The same for rows in memory: nothing is read, so smaller blocks only spread the work over more threads.
-MEMORY_BLOCK_BYTES = 2 * 2**20
+MEMORY_BLOCK_BYTES = 4 * 2**20
 
 #: Blocks that small arrays are cut into, as long as they are not below the least size.
 MEMORY_BLOCKS = 8
