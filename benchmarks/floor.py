@@ -38,7 +38,8 @@ from peers import GRID, shape
 
 from streamgmm.covariance import FullCovariance
 from streamgmm.executors import single_blas_thread
-from streamgmm.kernel import SINGLE_GUARD_LIMIT, SPAN_TILES, Scorer, e_step, prepare
+from streamgmm.kernel import SINGLE_GUARD_LIMIT, Scorer, e_step, prepare
+from streamgmm.loops import PANEL_ROWS
 from streamgmm.params import MixtureParams
 
 TILES = (256, 512, 1024, 2048, 4096)
@@ -93,14 +94,13 @@ def unit_clusters(d: int, k: int, megabytes: float) -> tuple[np.ndarray, Mixture
 
 
 def share_left_to_double(rows: np.ndarray, scorer: Scorer) -> float:
-    """The share of rows in spans that single precision refuses."""
+    """The share of rows in panels that single precision refuses."""
     if not scorer.single:
         return 1.0
     limit = SINGLE_GUARD_LIMIT / np.finfo(np.float32).eps
     far = ((rows - scorer.frame.shift) * scorer.frame.scale) ** 2 @ scorer.reach > limit
-    size = SPAN_TILES * scorer.tile_rows
-    spans = [far[start : start + size] for start in range(0, len(far), size)]
-    return sum(len(span) for span in spans if span.any()) / len(rows)
+    panels = [far[start : start + PANEL_ROWS] for start in range(0, len(far), PANEL_ROWS)]
+    return sum(len(panel) for panel in panels if panel.any()) / len(rows)
 
 
 def by_tiles(*arguments: Any) -> float:

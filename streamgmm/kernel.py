@@ -22,7 +22,7 @@ from streamgmm.covariance import AbstractCovariance
 from streamgmm.covariance.base import mean_offsets
 from streamgmm.covariance.roots import AbstractRoot
 from streamgmm.errors import NumericalError
-from streamgmm.loops import FAR, Lens, scratch_numbers, softmax
+from streamgmm.loops import FAR, PANEL_ROWS, Lens, scratch_numbers, softmax
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Block, Booleans, Floats, Integers
 from streamgmm.quadratic import OUTER, AbstractQuadratic, pack
@@ -284,15 +284,10 @@ def e_step(scorers: tuple[Scorer, ...], block: Block) -> PerModel:
 
     The scorers share their frame and structure (the restarts of one fit).
     """
-    lead = scorers[0]
     sums = [_Sums(scorer) for scorer in scorers]
-    for span in spans(block, SPAN_TILES * lead.tile_rows):
-        careful = [total for total in sums if not total.learn_at_once(span, omits_nan=block.omits_nan)]
-        for part in span.parts(lead.tile_rows) if careful else ():
-            n_moments = lead.n_moments if any(len(total.scorer.packed) for total in careful) else 1 + len(lead.reach)
-            tile = tile_of(part, block, lead.frame, lead.quadratic, np.empty((n_moments, len(part.rows))))
-            for total in careful:
-                total.learn(tile, block)
+    for span in spans(block, SPAN_TILES * scorers[0].tile_rows):
+        for total in sums:
+            total.learn(span, block)
     return PerModel(tuple(total.stats() for total in sums))
 
 
@@ -316,7 +311,7 @@ def score_rows(scorer: Scorer, block: Block) -> Listed:
 class _Sums:
     """Running sums of one model over the spans of one block.
 
-    The compiled loops take spans of rows that are near to components that are all packed; others go tile by tile.
+    The compiled loops take panels of rows that are near to components that are all packed; others go tile by tile.
     """
 
     def __init__(self, scorer: Scorer) -> None:
@@ -324,33 +319,34 @@ class _Sums:
         self.scorer = scorer
         self.lenses = _lenses(scorer)
         self.moments = np.zeros((scorer.n_components, scorer.n_moments))
+        self.square = np.zeros((d, d)) if scorer.shared else None
         self.common = np.zeros(OUTER.size(d) if scorer.shared else 0)
-        self.log_likelihood = 0.0
-        self.log_likelihood_squares = 0.0
-        self.weight = 0.0
+        self.totals = np.zeros(4)
         self.n_rows = 0
-        self.n_skipped = 0
 
-    def learn_at_once(self, span: Span, *, omits_nan: bool) -> bool:
-        """Add the statistics of a span. False, and nothing is added, where it needs more care."""
-        d = len(self.scorer.reach)
-        for lens in self.lenses:
-            moments, totals = np.zeros_like(self.moments), np.zeros(4)
-            common = np.zeros((d, d)) if self.scorer.shared else None
-            if lens.learn(span.rows, span.weights, omits_nan, moments, common, totals):
-                self.moments += moments
-                if common is not None:
-                    self.common += pack(common)
-                log_likelihood, squares, weight, n_skipped = totals.tolist()
-                self._count(log_likelihood, squares, weight, len(span.rows), int(n_skipped))
-                return True
-        return False
+    def learn(self, span: Span, block: Block) -> None:
+        """Add the statistics of a span: what one lens cannot take, a panel at a time, the next one may."""
+        start, n = 0, len(span.rows)
+        while start < n:
+            stop = n if self.lenses else min(start + self.scorer.tile_rows, n)
+            for lens in self.lenses:
+                rows, weights = span.part(start, stop)[1:]
+                start += lens.learn(rows, weights, block.omits_nan, self.moments, self.square, self.totals)
+                if start == stop:
+                    break
+                stop = min(start + PANEL_ROWS, n)
+            else:
+                self._learn_tile(span.part(start, stop), block)
+                start = stop
+        self.n_rows += n
 
-    def learn(self, tile: Tile, block: Block) -> None:
+    def _learn_tile(self, span: Span, block: Block) -> None:
         """Add the statistics of a tile."""
-        n_rows = tile.features.shape[1]
-        resp = np.empty((self.scorer.n_components, n_rows))
-        log_density = responsibilities(self.scorer, tile, resp)
+        scorer, n_rows = self.scorer, len(span.rows)
+        n_moments = scorer.n_moments if len(scorer.packed) else 1 + len(scorer.reach)
+        tile = tile_of(span, block, scorer.frame, scorer.quadratic, np.empty((n_moments, n_rows)))
+        resp = np.empty((scorer.n_components, n_rows))
+        log_density = responsibilities(scorer, tile, resp)
         require_densities(log_density, block, tile.row)
         weighted = log_density
         if tile.weights is not None:
@@ -359,15 +355,8 @@ class _Sums:
         with np.errstate(over="ignore"):  # of rows that are very far
             squares = min(float(weighted @ log_density), LARGEST_SQUARES)
         weight = float(n_rows if tile.weights is None else tile.weights.sum())
-        self._count(float(weighted.sum()), squares, weight, n_rows, tile.n_skipped)
+        self.totals += (float(weighted.sum()), squares, weight, tile.n_skipped)
         self._add_moments(tile, resp)
-
-    def _count(self, log_likelihood: float, squares: float, weight: float, n_rows: int, n_skipped: int) -> None:
-        self.log_likelihood += log_likelihood
-        self.log_likelihood_squares += squares
-        self.weight += weight
-        self.n_rows += n_rows - n_skipped
-        self.n_skipped += n_skipped
 
     def _add_moments(self, tile: Tile, resp: Floats) -> None:
         scorer, d = self.scorer, len(self.scorer.reach)
@@ -393,20 +382,22 @@ class _Sums:
     def stats(self) -> SufficientStats:
         scorer, frame = self.scorer, self.scorer.frame
         volume = frame.log_volume
+        log_likelihood, squares, weight, n_skipped = self.totals.tolist()
+        common = self.common if self.square is None else self.common + pack(self.square)
         origin = np.tile(frame.shift, (scorer.n_components, 1))
         # the mean as the scorer has it: offsets are what was subtracted, bit for bit
         origin[scorer.centred] = frame.shift + scorer.offsets[scorer.centred] / frame.scale
         return SufficientStats(
             scorer.quadratic,
             self.moments,
-            self.common,
+            common,
             origin,
             frame.scale,
-            self.log_likelihood + self.weight * volume,
-            self.log_likelihood_squares + (2.0 * self.log_likelihood + self.weight * volume) * volume,
-            self.weight,
-            self.n_rows,
-            self.n_skipped,
+            log_likelihood + weight * volume,
+            squares + (2.0 * log_likelihood + weight * volume) * volume,
+            weight,
+            self.n_rows - int(n_skipped),
+            int(n_skipped),
         )
 
 

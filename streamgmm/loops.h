@@ -140,7 +140,7 @@ CLONES static int NAME(add_densities)(REAL *density, Index b, double *counts, do
             squares[lane] += weighted * value;
             weights[lane] += counts[i + lane];
         }
-    for (Index lane = 0; lane < LANES; lane++) {
+    for (Index lane = 0; lane < LANES && !outside; lane++) {
         totals[0] += sums[lane];
         totals[1] += squares[lane];
         totals[2] += weights[lane];
@@ -169,9 +169,9 @@ static void NAME(add_product_with_transpose)(NAME(Gemm) gemm, int m, int l, int 
    eta (k, F). gemm: BLAS's matrix product for REAL.  whitener: (d, d) W where half the squared length of W z is common to all components, else NULL.
 
    moments (k, F).  common (d, d): sum w z z^T, with a whitener.  totals (4,): sums of w log p(z), of its square, of w,
-   and of rows left out. Returns 0, with sums that are spoiled, where a row needs more care than these loops take: one
-   that is far out, or that has a value that is not finite. */
-static int NAME(learn)(void *gemm, const double *rows, Index n, const double *weights, int omits_nan,
+   and of rows left out. Returns how many rows were learned: it ends before the first panel that has a row which needs
+   more care than these loops take, one that is far out or has a value that is not finite. */
+static Index NAME(learn)(void *gemm, const double *rows, Index n, const double *weights, int omits_nan,
                        const Lens *lens, Index k, const REAL *eta, const REAL *whitener, REAL *scratch, double *moments,
                        double *common, double *totals) {
     Index d = lens->d, n_moments = lens->n_moments;
@@ -185,8 +185,8 @@ static int NAME(learn)(void *gemm, const double *rows, Index n, const double *we
         NAME(standardise)(rows + first * d, b, lens, z, far);
         for (Index i = 0; i < b; i++) counts[i] = 1.0;
         if (weights) memcpy(counts, weights + first, b * sizeof(double));
-        if (omits_nan) totals[3] += NAME(leave_out)(b, d, z, far, counts);
-        if (!all_at_most(far, b, lens->limit)) return 0;
+        Index n_left_out = omits_nan ? NAME(leave_out)(b, d, z, far, counts) : 0;
+        if (!all_at_most(far, b, lens->limit)) return first;
         NAME(expand)(z, LINE, b, &lens->terms, z + LINE * d);
         NAME(product)(gemm, k, n_moments, b, eta, features, joint);
         NAME(softmax)(joint, LINE, k, b, density, factor);
@@ -194,7 +194,8 @@ static int NAME(learn)(void *gemm, const double *rows, Index n, const double *we
             NAME(product)(gemm, d, d, b, whitener, z, whitened);
             NAME(subtract_half_squares)(whitened, d, b, density);
         }
-        if (!NAME(add_densities)(density, b, counts, totals)) return 0;
+        if (!NAME(add_densities)(density, b, counts, totals)) return first;
+        totals[3] += n_left_out;
         if (weights || omits_nan) NAME(weigh)(joint, k, b, counts, joint);
         NAME(add_product_with_transpose)(gemm, k, n_moments, b, joint, features, part, moments);
         if (whitener) {
@@ -202,5 +203,5 @@ static int NAME(learn)(void *gemm, const double *rows, Index n, const double *we
             NAME(add_product_with_transpose)(gemm, d, d, b, whitened, z, part, common);
         }
     }
-    return 1;
+    return n;
 }

@@ -5,6 +5,7 @@ import numpy as np
 from streamgmm.protocols import Floats, Integers
 
 FAR: float
+PANEL_ROWS: int
 
 def scratch_numbers(d: int, k: int, n_moments: int, shared: bool) -> int: ...
 
@@ -28,7 +29,7 @@ class Lens:
         moments: Floats,
         common: Floats | None,
         totals: Floats,
-    ) -> bool: ...
+    ) -> int: ...
 
 def softmax(joint: Floats) -> Floats: ...
 def expand(z: Floats, left: Integers, right: Integers, into: Integers, products: Floats) -> None: ...

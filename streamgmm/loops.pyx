@@ -27,9 +27,10 @@ cdef extern from "loops_kinds.h" nogil:
         Index n_moments
         CTerms terms
     const double LOWEST "FAR"
-    int learn_64(void *, const double *, Index, const double *, int, const CLens *, Index, const double *,
+    const int PANEL
+    Index learn_64(void *, const double *, Index, const double *, int, const CLens *, Index, const double *,
                  const double *, double *, double *, double *, double *)
-    int learn_32(void *, const double *, Index, const double *, int, const CLens *, Index, const float *,
+    Index learn_32(void *, const double *, Index, const double *, int, const CLens *, Index, const float *,
                  const float *, float *, double *, double *, double *)
     Index scratch_size(Index, Index, Index, int)
     void softmax_64(double *, Index, Index, Index, double *, double *)
@@ -46,6 +47,7 @@ cdef void *dgemm = _blas("dgemm")
 cdef void *sgemm = _blas("sgemm")
 
 FAR = LOWEST
+PANEL_ROWS = PANEL
 
 
 def scratch_numbers(Index d, Index k, Index n_moments, bint shared):
@@ -99,8 +101,8 @@ cdef class Lens:
         moments: (k, F).  common: (d, d) sum w z z^T, where there is a whitener, else None.  totals: (4,) sums of
         w log p(z), of w (log p(z))^2, of w, and of rows with NaN, which are left out where ``omits_nan``.
 
-        False, with sums that are spoiled, where a row needs more care than these loops take: one that is far out, or
-        that has a value that is not finite.
+        Returns how many rows were learned. It ends before the first of the panels of ``PANEL_ROWS`` that has a row which
+        needs more care than these loops take, one that is far out or has a value that is not finite.
         """
         cdef Index n = rows.shape[0]
         _require(rows.shape[1] == self.c.d and (weights is None or len(weights) == n), "rows or weights")
@@ -108,23 +110,23 @@ cdef class Lens:
         if self.shared:
             _require(common is not None and common.shape[0] == self.c.d == common.shape[1], "the common sums")
         if n == 0:
-            return True
+            return 0
         cdef const double *counts = NULL if weights is None else &weights[0]
         cdef double *squares = &common[0, 0] if self.shared else NULL
         cdef const double *whitener = NULL
         cdef const float *whitener_32 = NULL
-        cdef int near
+        cdef Index learned
         if self.single:
             whitener_32 = &self.whitener_32[0, 0] if self.shared else NULL
             with nogil:
-                near = learn_32(sgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_32[0, 0],
-                                whitener_32, &self.scratch_32[0], &moments[0, 0], squares, &totals[0])
+                learned = learn_32(sgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_32[0, 0],
+                                   whitener_32, &self.scratch_32[0], &moments[0, 0], squares, &totals[0])
         else:
             whitener = &self.whitener[0, 0] if self.shared else NULL
             with nogil:
-                near = learn_64(dgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta[0, 0],
-                                whitener, &self.scratch[0], &moments[0, 0], squares, &totals[0])
-        return bool(near)
+                learned = learn_64(dgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta[0, 0],
+                                   whitener, &self.scratch[0], &moments[0, 0], squares, &totals[0])
+        return learned
 
 
 def softmax(double[:, ::1] joint):

@@ -30,12 +30,14 @@ class Span(NamedTuple):
     rows: Floats
     weights: Floats | None
 
+    def part(self, start: int, stop: int) -> Span:
+        """Its rows [start, stop), counted from its first."""
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Span(self.row + start, self.rows[start:stop], weights)
+
     def parts(self, n_rows: int) -> Iterator[Span]:
         """The same in spans of ``n_rows``."""
-        for start in range(0, len(self.rows), n_rows):
-            part = slice(start, start + n_rows)
-            weights = None if self.weights is None else self.weights[part]
-            yield Span(self.row + start, self.rows[part], weights)
+        return (self.part(start, start + n_rows) for start in range(0, len(self.rows), n_rows))
 
 
 class Tile(NamedTuple):
@@ -56,10 +58,10 @@ class Tile(NamedTuple):
 
 
 def spans(block: Block, n_rows: int) -> Iterator[Span]:
-    """The block in spans of ``n_rows``, counted from its first row; the last is what remains.
+    """The block in spans of a multiple of ``n_rows``, counted from its first row; the last is what remains.
 
-    A span that lies in one piece is a view of it where it can be, else a copy in a buffer that is used again. Raises
-    DataError at a whole number that float64 cannot hold.
+    Rows that lie in one piece are a view of it where they can be, else ``n_rows`` at a time are a copy in a buffer that
+    is used again. Raises DataError at a whole number that float64 cannot hold.
     """
     n_rows = min(n_rows, block.stop - block.start)
     buffer, counts = np.empty((n_rows, block.n_features)), np.empty(n_rows)
@@ -74,10 +76,11 @@ def spans(block: Block, n_rows: int) -> Iterator[Span]:
         weighted = piece.weights is not None
         start = 0
         while start < len(piece.rows):
-            if not filled and len(piece.rows) - start >= n_rows and _usable(piece):
-                part = slice(start, start + n_rows)
+            whole = (len(piece.rows) - start) // n_rows * n_rows
+            if not filled and whole and _usable(piece):
+                part = slice(start, start + whole)
                 yield Span(row, piece.rows[part], None if piece.weights is None else piece.weights[part])
-                row, start = row + n_rows, start + n_rows
+                row, start = row + whole, start + whole
                 continue
             stop = min(start + n_rows - filled, len(piece.rows))
             end = filled + stop - start
@@ -106,7 +109,8 @@ def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, n_rows: int,
     n_moments = 1 + d + (quadratic.size(d) if products else 0)
     buffer = np.empty((n_moments, min(n_rows, block.stop - block.start)))
     for span in spans(block, n_rows):
-        yield tile_of(span, block, frame, quadratic, part_of(buffer, len(span.rows)))
+        for part in span.parts(n_rows):
+            yield tile_of(part, block, frame, quadratic, part_of(buffer, len(part.rows)))
 
 
 def part_of(buffer: Floats, n_rows: int) -> Floats:

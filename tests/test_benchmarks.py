@@ -259,14 +259,13 @@ def test_a_pass_beside_what_it_cannot_do_without() -> None:
 
 
 def test_the_share_of_rows_that_single_precision_refuses() -> None:
-    """Whole spans are, of which one row is too far."""
+    """Whole panels are, of which one row is too far."""
     floor = import_module("floor")
     rows, params = floor.unit_clusters(2, 2, 2.0)
     scorer = floor.prepare(params, params.frame(), single=True)
     assert floor.share_left_to_double(rows, scorer) == 0.0
     rows[5] = 1e4
-    size = floor.SPAN_TILES * scorer.tile_rows
-    assert floor.share_left_to_double(rows, scorer) == size / len(rows)
+    assert floor.share_left_to_double(rows, scorer) == floor.PANEL_ROWS / len(rows)
     assert floor.share_left_to_double(rows, floor.prepare(params, params.frame())) == 1.0
 
 

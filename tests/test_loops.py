@@ -13,7 +13,7 @@ from support import KINDS, Case, absolute_terms, assert_identical, assert_same, 
 
 from streamgmm import GaussianMixture, open_source
 from streamgmm.kernel import e_step, prepare
-from streamgmm.loops import Lens, expand, softmax
+from streamgmm.loops import PANEL_ROWS, Lens, expand, softmax
 from streamgmm.params import MixtureParams
 from streamgmm.sources import with_weights
 from streamgmm.stats import SufficientStats
@@ -93,15 +93,20 @@ class TestAgainstTiles:
 @pytest.mark.parametrize("single", [False, True])
 @every_structure
 def test_a_row_that_needs_care_is_left_to_others(kind, single, omits_nan, bad):
-    """Not finite or far: the loops say so wherever it stands, unless a row with NaN is to be left out."""
+    """Not finite or far: the loops end before its panel, unless a row with NaN is to be left out."""
     case = Case(3, 2, 700, 1)
     params, rows = case.mixture(kind), case.rows()
     rows[600, 1] = bad
     (lens, *_), sums = lenses(params, single=single), sums_of(params)
-    near = lens.learn(rows, None, omits_nan, *sums)
-    assert near == (omits_nan and np.isnan(bad))
-    if near:
-        assert sums[-1].tolist()[2:] == [699.0, 1.0]
+    learned = lens.learn(rows, None, omits_nan, *sums)
+    left_out = omits_nan and np.isnan(bad)
+    assert learned == (700 if left_out else 2 * PANEL_ROWS)
+    assert sums[-1].tolist()[2:] == ([699.0, 1.0] if left_out else [learned, 0.0])
+    expected = sums_of(params)
+    lens.learn(np.delete(rows, 600, axis=0) if left_out else rows[:learned], None, False, *expected)
+    for one, other in zip(sums, expected, strict=True):
+        if one is not None and not left_out:
+            np.testing.assert_array_equal(one, other)
 
 
 def test_an_infinity_beside_nan_is_refused() -> None:
@@ -109,7 +114,8 @@ def test_an_infinity_beside_nan_is_refused() -> None:
     params, rows = case.mixture("full"), case.rows()
     rows[7] = [np.nan, np.inf, 0.0]
     (lens,), sums = lenses(params), sums_of(params)
-    assert not lens.learn(rows, None, True, *sums)
+    assert lens.learn(rows, None, True, *sums) == 0
+    assert not any(part.any() for part in sums if part is not None)
 
 
 def lenses(params: MixtureParams, *, single: bool = False) -> list[Lens]:
@@ -141,9 +147,11 @@ class TestSinglePrecision:
     def test_rows_that_are_far_are_seen_in_double_precision(self) -> None:
         case = Case(3, 2, 500, 2)
         params, rows = case.mixture("full"), case.rows()
-        rows[3] = 1e4
+        rows[PANEL_ROWS + 3] = 1e4
         assert prepare(params, params.frame(), single=True).single
-        assert_identical(statistics(params, rows, single=True), statistics(params, rows))
+        first, (double, single) = rows[:PANEL_ROWS], (statistics(params, rows, single=it) for it in (False, True))
+        found = single - statistics(params, first, single=True)
+        assert_same(found, double - statistics(params, first), absolute_terms("full", params, rows, double), 1e-13)
 
     @every_structure
     def test_a_fit_is_the_same_to_single_precision(self, kind: str) -> None:
@@ -189,7 +197,7 @@ class TestFunctions:
     def test_no_rows(self) -> None:
         assert softmax(np.empty((3, 0))).shape == (0,)
         lens, sums = lenses(Case(2, 2, 1, 0).mixture("full"))[0], sums_of(Case(2, 2, 1, 0).mixture("full"))
-        assert lens.learn(np.empty((0, 2)), None, False, *sums)
+        assert lens.learn(np.empty((0, 2)), None, False, *sums) == 0
 
 
 @pytest.mark.parametrize(
