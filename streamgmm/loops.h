@@ -175,7 +175,8 @@ static Index NAME(learn)(void *gemm, const double *rows, Index n, const double *
                        const Lens *lens, Index k, const REAL *eta, const REAL *whitener, REAL *scratch, double *moments,
                        double *common, double *totals) {
     Index d = lens->d, n_moments = lens->n_moments;
-    double far[PANEL], counts[PANEL];
+    _Alignas(CACHE_LINE) double far[PANEL];
+    _Alignas(CACHE_LINE) double counts[PANEL];
     REAL *features = scratch, *joint = features + LINE * n_moments;
     REAL *density = joint + LINE * k, *factor = density + LINE;
     REAL *whitened = factor + LINE, *part = whitened + (whitener ? LINE * d : 0), *z = features + LINE;

@@ -28,6 +28,7 @@ cdef extern from "loops_kinds.h" nogil:
         CTerms terms
     const double LOWEST "FAR"
     const int PANEL
+    const int CACHE_LINE
     Index learn_64(void *, const double *, Index, const double *, int, const CLens *, Index, const double *,
                  const double *, double *, double *, double *, double *)
     Index learn_32(void *, const double *, Index, const double *, int, const CLens *, Index, const float *,
@@ -86,7 +87,7 @@ cdef class Lens:
         self.c.terms = _terms(self.left, self.right, self.into, d, n_moments - 1 - d)
         self.c.shift, self.c.scale, self.c.reach = &self.shift[0], &self.scale[0], &self.reach[0]
         self.c.limit, self.c.d, self.c.n_moments = limit, d, n_moments
-        scratch = np.empty(scratch_size(d, k, n_moments, self.shared), dtype=dtype)
+        scratch = _aligned(scratch_size(d, k, n_moments, self.shared), dtype)
         eta = np.ascontiguousarray(eta, dtype=dtype)
         whitener = None if whitener is None else np.ascontiguousarray(whitener, dtype=dtype)
         if self.single:
@@ -149,6 +150,13 @@ def expand(const double[:, ::1] z, const int64_t[::1] left, const int64_t[::1] r
     if b and terms.n:
         with nogil:
             expand_64(&z[0, 0], b, b, &terms, &products[0, 0])
+
+
+cdef _aligned(Index size, dtype):
+    """An array that begins with a cache line: else most vectors would lie across two."""
+    raw = np.empty(size + CACHE_LINE // np.dtype(dtype).itemsize, dtype=dtype)
+    first = -raw.ctypes.data % CACHE_LINE // raw.itemsize
+    return raw[first : first + size]
 
 
 cdef CTerms _terms(const int64_t[::1] left, const int64_t[::1] right, const int64_t[::1] into, Index d, Index q):

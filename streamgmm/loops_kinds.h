@@ -4,15 +4,16 @@
 
 typedef ptrdiff_t Index;
 
-/* Rows that are worked on together, in the cache, and how far the rows of their matrices are apart: with a power of two
-   all would meet in the same few sets of the cache. */
-enum { LANES = 8, PANEL = 256, LINE = PANEL + LANES, STRIP = 64 };
+/* PANEL: rows that are worked on together, in the cache. STRIP: of these, rows that are moved and scaled together.
+   LANES: sums that are added up side by side. CACHE_LINE: bytes, to which scratch space is aligned. */
+enum { LANES = 8, PANEL = 256, STRIP = 64, CACHE_LINE = 64 };
 
 /* A log density below this has lost what tells components apart to rounding: eps times it is 2e-4. */
 static const double FAR = -1e12;
 
-/* Numbers that ``learn`` needs as scratch space. */
+/* Numbers that ``learn`` needs as scratch space, of either kind. */
 static Index scratch_size(Index d, Index k, Index n_moments, int shared) {
+    enum { LINE = PANEL + CACHE_LINE / sizeof(float) };
     Index part = shared && d * d > k * n_moments ? d * d : k * n_moments;
     return LINE * (n_moments + k + 2 + (shared ? d : 0)) + part;
 }
@@ -56,12 +57,15 @@ typedef void (*Gemm_64)(char *, char *, int *, int *, int *, double *, double *,
 typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *, float *, float *,
                         int *);
 
-/* LOG_FLOOR: where log responsibilities are clipped; below about -708 and -87 results would be denormal, and slow.
+/* LINE: how far the rows of a panel's matrices are apart, a cache line more than PANEL numbers: with a power of two all
+   would meet in the same few sets of the cache.
+   LOG_FLOOR: where log responsibilities are clipped; below about -708 and -87 results would be denormal, and slow.
    ROUNDING: added to a small number, it leaves that number rounded to a whole one in the last bits.
    HALF_ROOT: the bits of sqrt(1/2). The series are those of Taylor for exp(r) and for (artanh(s) / s - 1) / s^2. */
 #define REAL double
 #define BITS uint64_t
 #define NAME(x) x##_64
+#define LINE 264
 #define MANTISSA 52
 #define LOG_FLOOR -690.0
 #define ROUNDING 6755399441055744.0
@@ -79,6 +83,7 @@ typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, i
 #undef REAL
 #undef BITS
 #undef NAME
+#undef LINE
 #undef MANTISSA
 #undef LOG_FLOOR
 #undef ROUNDING
@@ -92,6 +97,7 @@ typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, i
 #define REAL float
 #define BITS uint32_t
 #define NAME(x) x##_32
+#define LINE 272
 #define MANTISSA 23
 #define LOG_FLOOR -80.0f
 #define ROUNDING 12582912.0f
