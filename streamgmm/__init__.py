@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from streamgmm.prediction import write_rows as write_rows
     from streamgmm.sources import open_source as open_source
 
-__version__ = version("streamgmm")
-
 if find_spec("streamgmm.loops") is None:
     raise ImportError(
         f"The compiled part of streamgmm is not in {__path__[0]}: these are its sources. Install them with "
         "`pip install -e .`, or start Python in another folder."
     )
+
+__version__ = version("streamgmm")
 
 _HOMES = {
     "GaussianMixture": "streamgmm.estimator",

@@ -115,9 +115,9 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         20,000, and at most 512 MiB. For "em" and "incremental", which only seek their starts on it: 100 k (d + 1).
     compute_dtype : {"float64", "float32"}
         In what passes over the data make features, densities and matrix products; sums are always float64. "float32" is
-        faster, and good to about 1e-5 nats a row and 1e-5 of a deviation. Where that is not so, because components are
-        narrow beside all of the data or rows are far out, float64 is taken all the same. The sample, what is learned
-        batch by batch, and predictions are always in float64.
+        faster, and mostly good to 1e-6 nats a row and 1e-6 of a deviation, to 1e-4 at worst. Where it would be worse,
+        because components are narrow beside all of the data or rows are far out, float64 is taken all the same. The
+        sample, what is learned batch by batch, and predictions are always in float64.
 
     Attributes
     ----------

@@ -58,6 +58,9 @@ TILE_ROWS_BEYOND = 256
 #: Tiles that the compiled loops take at once: so many that calling them costs nothing.
 SPAN_TILES = 4
 
+#: Single precision is given up for the rest of a block where it has refused so many rows, and this part of them.
+TRIED_ROWS, MOST_REFUSED = 4096, 0.25
+
 
 def tile_rows(n_moments: int) -> int:
     """Rows of a tile for F features. A constant of the shape, never of the machine: the bits depend on it."""
@@ -69,8 +72,8 @@ def workspace_bytes(structure: type[AbstractCovariance], k: int, d: int, n_model
     loops need, in both precisions."""
     n_moments = 1 + d + structure.quadratic.size(d)
     rows = tile_rows(n_moments)
-    tile = rows * (n_moments + (SPAN_TILES + 4) * d + 2 * k)
-    sums = scratch_numbers(d, k, n_moments, structure.shared) + 4 * k * n_moments + 3 * d * d
+    tile = rows * (n_moments + (SPAN_TILES + 4) * d + 2 * k + SPAN_TILES)
+    sums = scratch_numbers(d, k, n_moments, structure.shared) + 5 * k * n_moments + 4 * d * d
     return 8 * tile + (8 + 4) * n_models * sums
 
 
@@ -284,10 +287,12 @@ def e_step(scorers: tuple[Scorer, ...], block: Block) -> PerModel:
 
     The scorers share their frame and structure (the restarts of one fit).
     """
-    sums = [_Sums(scorer) for scorer in scorers]
+    room = _Room()
+    sums = [_Sums(scorer, room) for scorer in scorers]
     for span in spans(block, SPAN_TILES * scorers[0].tile_rows):
         for total in sums:
             total.learn(span, block)
+        del span  # else what it is a view of lives while more is read
     return PerModel(tuple(total.stats() for total in sums))
 
 
@@ -308,44 +313,96 @@ def score_rows(scorer: Scorer, block: Block) -> Listed:
     return Listed((out,))
 
 
+class _Room:
+    """Memory for one matrix at a time."""
+
+    def __init__(self) -> None:
+        self.numbers = np.empty(0)
+
+    def shaped(self, m: int, n: int) -> Floats:
+        """An (m, n) matrix, whatever was in it."""
+        if self.numbers.size < m * n:
+            self.numbers = np.empty(m * n)
+        return self.numbers[: m * n].reshape(m, n)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the rows that one lens took tell of a model; see ``Lens.learn``."""
+
+    lens: Lens
+    moments: Floats
+    square: Floats | None
+    totals: Floats
+
+    @classmethod
+    def through(cls, lens: Lens, scorer: Scorer) -> _Seen:
+        d = len(scorer.reach)
+        square = np.zeros((d, d)) if scorer.shared else None
+        return cls(lens, np.zeros((scorer.n_components, scorer.n_moments)), square, np.zeros(4))
+
+    def learn(self, span: Span, block: Block) -> int:
+        """Returns how many of the first rows were learned."""
+        return self.lens.learn(span.rows, span.weights, block.omits_nan, self.moments, self.square, self.totals)
+
+    def rounded_off(self, scorer: Scorer) -> float:
+        """What the log-likelihood lacks because the lens has natural parameters of single precision.
+
+        To first order, for the derivative of the log-likelihood by eta is the moments. Left alone it would be a bias of
+        1e-7 nats a row, another one for each mixture.
+        """
+        lacking = float(((scorer.eta - self.lens.eta) * self.moments).sum())
+        if self.square is not None:
+            exact, rounded = scorer.root.whiten(0, np.eye(len(scorer.reach))), self.lens.whitener.astype(np.float64)
+            lacking -= 0.5 * float(((exact.T @ exact - rounded.T @ rounded) * self.square).sum())
+        return lacking
+
+
 class _Sums:
     """Running sums of one model over the spans of one block.
 
     The compiled loops take panels of rows that are near to components that are all packed; others go tile by tile.
     """
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, room: _Room) -> None:
         d = len(scorer.reach)
         self.scorer = scorer
-        self.lenses = _lenses(scorer)
+        self.seen = [_Seen.through(lens, scorer) for lens in _lenses(scorer)]
         self.moments = np.zeros((scorer.n_components, scorer.n_moments))
-        self.square = np.zeros((d, d)) if scorer.shared else None
         self.common = np.zeros(OUTER.size(d) if scorer.shared else 0)
         self.totals = np.zeros(4)
         self.n_rows = 0
+        self.n_refused = 0
+        self.room = room
 
     def learn(self, span: Span, block: Block) -> None:
         """Add the statistics of a span: what one lens cannot take, a panel at a time, the next one may."""
         start, n = 0, len(span.rows)
         while start < n:
-            stop = n if self.lenses else min(start + self.scorer.tile_rows, n)
-            for lens in self.lenses:
-                rows, weights = span.part(start, stop)[1:]
-                start += lens.learn(rows, weights, block.omits_nan, self.moments, self.square, self.totals)
+            stop = n if self.seen else min(start + self.scorer.tile_rows, n)
+            for seen in self._useful():
+                start += seen.learn(span.part(start, stop), block)
                 if start == stop:
                     break
+                self.n_refused += PANEL_ROWS
                 stop = min(start + PANEL_ROWS, n)
             else:
                 self._learn_tile(span.part(start, stop), block)
                 start = stop
         self.n_rows += n
 
+    def _useful(self) -> list[_Seen]:
+        """The lenses that are tried: single precision is no more where it has refused too many of the rows so far."""
+        vain = len(self.seen) > 1 and self.n_refused > TRIED_ROWS + MOST_REFUSED * self.n_rows
+        return self.seen[1:] if vain else self.seen
+
     def _learn_tile(self, span: Span, block: Block) -> None:
         """Add the statistics of a tile."""
         scorer, n_rows = self.scorer, len(span.rows)
         n_moments = scorer.n_moments if len(scorer.packed) else 1 + len(scorer.reach)
-        tile = tile_of(span, block, scorer.frame, scorer.quadratic, np.empty((n_moments, n_rows)))
-        resp = np.empty((scorer.n_components, n_rows))
+        room = self.room.shaped(n_moments + scorer.n_components, n_rows)
+        tile = tile_of(span, block, scorer.frame, scorer.quadratic, room[:n_moments])
+        resp = room[n_moments:]
         log_density = responsibilities(scorer, tile, resp)
         require_densities(log_density, block, tile.row)
         weighted = log_density
@@ -382,14 +439,19 @@ class _Sums:
     def stats(self) -> SufficientStats:
         scorer, frame = self.scorer, self.scorer.frame
         volume = frame.log_volume
-        log_likelihood, squares, weight, n_skipped = self.totals.tolist()
-        common = self.common if self.square is None else self.common + pack(self.square)
+        moments, common, totals = self.moments, self.common, self.totals
+        for seen in self.seen:
+            moments, totals = moments + seen.moments, totals + seen.totals
+            totals[0] += seen.rounded_off(scorer)
+            if seen.square is not None:
+                common = common + pack(seen.square)
+        log_likelihood, squares, weight, n_skipped = totals.tolist()
         origin = np.tile(frame.shift, (scorer.n_components, 1))
         # the mean as the scorer has it: offsets are what was subtracted, bit for bit
         origin[scorer.centred] = frame.shift + scorer.offsets[scorer.centred] / frame.scale
         return SufficientStats(
             scorer.quadratic,
-            self.moments,
+            moments,
             common,
             origin,
             frame.scale,

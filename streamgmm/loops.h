@@ -6,7 +6,7 @@
    Matrices are feature-major, (m, b) with rows LINE numbers apart. Rounding is that of IEEE arithmetic in the order that
    is written here, but that a product and a sum may be one instruction. */
 
-/* exp(x) for LOG_FLOOR <= x <= 0, to 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2. ln 2 comes in two parts,
+/* exp(x) for LOG_FLOOR <= x <= 0, to 3 units in the last place: 2^n e^r with |r| <= ln 2 / 2. ln 2 comes in two parts,
    the first with so few digits that n times it is exact (Cody & Waite 1980). */
 static INLINE REAL NAME(exponential)(REAL x) {
     REAL shifted = x * (REAL)1.4426950408889634 + ROUNDING;
@@ -36,7 +36,8 @@ static INLINE REAL NAME(logarithm)(REAL x) {
     return n * LN_2_HIGH + (n * LN_2_LOW + (2 * s + 2 * s * (q * LOG_SERIES(q))));
 }
 
-/* z = (x - shift) * scale of rows (b, d), and far (b,) = sum reach z^2, which is NaN where a value is not finite. */
+/* z = (x - shift) * scale of rows (b, d), and far (b,) = sum reach z^2, which is NaN where a row has NaN,
+   and not finite where it has an infinity. */
 CLONES static void NAME(standardise)(const double *rows, Index b, const Lens *lens, REAL *z, double *far) {
     Index d = lens->d;
     for (Index first = 0; first < b; first += STRIP) { /* a strip of rows stays in the cache for all its features */
@@ -188,6 +189,7 @@ static Index NAME(learn)(void *gemm, const double *rows, Index n, const double *
         if (weights) memcpy(counts, weights + first, b * sizeof(double));
         Index n_left_out = omits_nan ? NAME(leave_out)(b, d, z, far, counts) : 0;
         if (!all_at_most(far, b, lens->limit)) return first;
+        if (sizeof(REAL) < sizeof(double) && weights && !all_moderate(counts, b)) return first;
         NAME(expand)(z, LINE, b, &lens->terms, z + LINE * d);
         NAME(product)(gemm, k, n_moments, b, eta, features, joint);
         NAME(softmax)(joint, LINE, k, b, density, factor);

@@ -10,6 +10,8 @@ PANEL_ROWS: int
 def scratch_numbers(d: int, k: int, n_moments: int, shared: bool) -> int: ...
 
 class Lens:
+    eta: Floats
+    whitener: Floats
     def __init__(
         self,
         shift: Floats,

@@ -39,9 +39,12 @@ cdef extern from "loops_kinds.h" nogil:
 
 
 cdef void *_blas(str name):
-    """The address of a routine of the BLAS that SciPy brings."""
+    """The address of a routine of the BLAS that SciPy brings. ImportError where its whole numbers are no int."""
     capsule = cython_blas.__pyx_capi__[name]
-    return PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
+    cdef const char *signature = PyCapsule_GetName(capsule)
+    if not signature.startswith(b"void (char *, char *, int *, int *, int *, "):
+        raise ImportError(f"SciPy's {name} is {signature.decode()}, which streamgmm was not made for.")
+    return PyCapsule_GetPointer(capsule, signature)
 
 
 cdef void *dgemm = _blas("dgemm")
@@ -64,21 +67,24 @@ cdef class Lens:
     reach: (d,) rows with sum reach * z^2 above ``limit`` are not for these loops.  dtype: float64 or float32, that of
     features, densities and products; coordinates and sums are float64.
 
-    It holds scratch space, so one thread at a time may use it.
+    eta and whitener can be read as they are used, in ``dtype``. A lens holds scratch space, so one thread at a time may
+    use it.
     """
 
     cdef const double[::1] shift, scale, reach
     cdef const int64_t[::1] left, right, into
-    cdef const double[:, ::1] eta, whitener
+    cdef const double[:, ::1] eta_64, whitener_64
     cdef const float[:, ::1] eta_32, whitener_32
     cdef double[::1] scratch
     cdef float[::1] scratch_32
+    cdef readonly object eta, whitener
     cdef bint single, shared
     cdef Index k
     cdef CLens c
 
-    def __init__(self, shift, scale, terms, eta, whitener, reach, double limit, dtype=np.float64):
+    def __cinit__(self, shift, scale, terms, eta, whitener, reach, double limit, dtype=np.float64):
         d, k, n_moments = len(shift), len(eta), eta.shape[1]
+        _require(n_moments >= 1 + d, "eta")
         _require(len(scale) == d and len(reach) == d and d > 0 and k > 0, "shift, scale, reach or eta")
         _require(whitener is None or whitener.shape == (d, d), "the whitener")
         self.shift, self.scale, self.reach = shift, scale, reach
@@ -93,7 +99,8 @@ cdef class Lens:
         if self.single:
             self.eta_32, self.whitener_32, self.scratch_32 = eta, whitener, scratch
         else:
-            self.eta, self.whitener, self.scratch = eta, whitener, scratch
+            self.eta_64, self.whitener_64, self.scratch = eta, whitener, scratch
+        self.eta, self.whitener = eta, whitener
 
     def learn(self, const double[:, ::1] rows, const double[::1] weights, bint omits_nan, double[:, ::1] moments,
               double[:, ::1] common, double[::1] totals):
@@ -123,9 +130,9 @@ cdef class Lens:
                 learned = learn_32(sgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_32[0, 0],
                                    whitener_32, &self.scratch_32[0], &moments[0, 0], squares, &totals[0])
         else:
-            whitener = &self.whitener[0, 0] if self.shared else NULL
+            whitener = &self.whitener_64[0, 0] if self.shared else NULL
             with nogil:
-                learned = learn_64(dgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta[0, 0],
+                learned = learn_64(dgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_64[0, 0],
                                    whitener, &self.scratch[0], &moments[0, 0], squares, &totals[0])
         return learned
 
@@ -133,6 +140,7 @@ cdef class Lens:
 def softmax(double[:, ::1] joint):
     """Log joint densities (k, b) become responsibilities; returns their log sums (b,)."""
     cdef Index k = joint.shape[0], b = joint.shape[1]
+    _require(k > 0, "the joint densities")
     density, factor = np.empty(b), np.empty(b)
     cdef double[::1] out = density, scratch = factor
     if b:
@@ -160,13 +168,18 @@ cdef _aligned(Index size, dtype):
 
 
 cdef CTerms _terms(const int64_t[::1] left, const int64_t[::1] right, const int64_t[::1] into, Index d, Index q):
-    cdef CTerms terms
+    cdef CTerms terms = CTerms(NULL, NULL, NULL, left.shape[0])
     cdef Index t
-    terms.n = left.shape[0]
     _require(right.shape[0] == terms.n and into.shape[0] == terms.n, "the terms")
+    cdef int64_t previous = -1
     for t in range(terms.n):
         if not (0 <= left[t] < d and 0 <= right[t] < d and 0 <= into[t] < q):
             raise ValueError(f"Term {t} is outside of {d} features and {q} products.")
+        if into[t] != previous and into[t] != previous + 1:
+            raise ValueError(f"Term {t} is of product {into[t]}, after one of {previous}: they must be in order.")
+        previous = into[t]
+    if previous != q - 1:
+        raise ValueError(f"The terms make {previous + 1} products of {q}.")
     if terms.n:
         terms.left, terms.right, terms.into = &left[0], &right[0], &into[0]
     return terms

@@ -52,6 +52,13 @@ CLONES static int all_at_most(const double *numbers, Index n, double limit) {
     return !beyond;
 }
 
+/* Whether all weights are zero or of a size that single precision can multiply responsibilities with. */
+static int all_moderate(const double *weights, Index n) {
+    for (Index i = 0; i < n; i++)
+        if (weights[i] != 0.0 && !(1e-15 < weights[i] && weights[i] < 1e15)) return 0;
+    return 1;
+}
+
 typedef void (*Gemm_64)(char *, char *, int *, int *, int *, double *, double *, int *, double *, int *, double *,
                         double *, int *);
 typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *, float *, float *,

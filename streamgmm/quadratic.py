@@ -134,6 +134,7 @@ class Nothing(AbstractQuadratic):
 def _triangle(d: int) -> tuple[Integers, Integers]:
     """Rows and columns of the upper triangle. Small batches would spend much of their time on finding them."""
     i, j = np.triu_indices(d)
+    i.flags.writeable = j.flags.writeable = False
     return i, j
 
 

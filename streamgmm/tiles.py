@@ -111,6 +111,7 @@ def tiles(block: Block, frame: Frame, quadratic: AbstractQuadratic, n_rows: int,
     for span in spans(block, n_rows):
         for part in span.parts(n_rows):
             yield tile_of(part, block, frame, quadratic, part_of(buffer, len(part.rows)))
+        del part, span  # else what they are views of lives while more is read
 
 
 def part_of(buffer: Floats, n_rows: int) -> Floats:

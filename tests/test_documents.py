@@ -154,7 +154,7 @@ def test_the_readme_has_commands_to_run() -> None:
 
 def test_the_first_command_installs_and_runs_the_demo() -> None:
     steps = set_up_commands()[0].split(" && ")
-    assert steps == ["python -m venv .venv", ". .venv/bin/activate", 'pip install ".[plot]"', "streamgmm demo"]
+    assert steps == ["python -m venv .venv", ". .venv/bin/activate", 'pip install -e ".[plot]"', "streamgmm demo"]
 
 
 def test_the_second_command_is_the_one_that_ci_runs() -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from support import KINDS, Case, absolute_terms, assert_identical, assert_same, cases
 
 from streamgmm import GaussianMixture, open_source
-from streamgmm.kernel import e_step, prepare
+from streamgmm.kernel import MOST_REFUSED, TRIED_ROWS, _Room, _Sums, e_step, prepare
 from streamgmm.loops import PANEL_ROWS, Lens, expand, softmax
 from streamgmm.params import MixtureParams
 from streamgmm.sources import with_weights
 from streamgmm.stats import SufficientStats
+from streamgmm.tiles import Span
 
 every_structure = pytest.mark.parametrize("kind", KINDS)
 
@@ -153,6 +154,35 @@ class TestSinglePrecision:
         found = single - statistics(params, first, single=True)
         assert_same(found, double - statistics(params, first), absolute_terms("full", params, rows, double), 1e-13)
 
+    @pytest.mark.parametrize("weight", [1e-50, 1e-42, 1e36, 1e40])
+    @every_structure
+    def test_weights_that_single_precision_cannot_hold(self, kind: str, weight: float) -> None:
+        case = Case(3, 2, 500, 2)
+        params, rows, weights = case.mixture(kind), case.rows(), np.full(500, weight)
+        assert_identical(statistics(params, rows, weights, single=True), statistics(params, rows, weights))
+
+    def test_it_is_given_up_where_it_refuses_too_much(self) -> None:
+        """One row in 100 is far: what it refused is seen in double precision, and after 4,096 rows all else too."""
+        case = Case(3, 2, 20_000, 2)
+        params, rows = case.mixture("full"), case.rows()
+        rows[::100] = 1e3
+        scorer = prepare(params, params.frame(), single=True)
+        assert scorer.single
+        seen = _Sums(scorer, _Room())
+        block = open_source(rows, block_rows=len(rows)).blocks()[0]
+        seen.learn(Span(0, rows, None), block)
+        single, double = (part.totals[2] for part in seen.seen)
+        assert (single, double) == (0.0, 20_000.0)
+        assert TRIED_ROWS < seen.n_refused < TRIED_ROWS + MOST_REFUSED * 20_000 + 2 * PANEL_ROWS
+
+    @every_structure
+    def test_rounded_parameters_leave_no_bias(self, kind: str) -> None:
+        """Errors of many rows cancel, those of the parameters would not: 1e-7 nats a row, another for each mixture."""
+        case = Case(4, 5, 50_000, 7)
+        params, rows = case.mixture(kind), case.rows()
+        one, other = (statistics(params, rows, single=single) for single in (True, False))
+        assert abs(one.log_likelihood - other.log_likelihood) / len(rows) < 5e-8
+
     @every_structure
     def test_a_fit_is_the_same_to_single_precision(self, kind: str) -> None:
         case = Case(3, 4, 5_000, 3)
@@ -195,6 +225,8 @@ class TestFunctions:
         assert np.isnan(softmax(joint)).all()
 
     def test_no_rows(self) -> None:
+        with pytest.raises(ValueError, match="joint densities"):
+            softmax(np.empty((0, 3)))
         assert softmax(np.empty((3, 0))).shape == (0,)
         lens, sums = lenses(Case(2, 2, 1, 0).mixture("full"))[0], sums_of(Case(2, 2, 1, 0).mixture("full"))
         assert lens.learn(np.empty((0, 2)), None, False, *sums) == 0
@@ -207,6 +239,12 @@ class TestFunctions:
         ({"eta": np.ones((2, 5))}, "outside of 2 features and 2 products"),
         ({"whitener": np.eye(3)}, "the whitener"),
         ({"terms": (np.array([0]), np.array([2]), np.array([0]))}, "Term 0 is outside"),
+        ({"eta": np.ones((2, 2))}, "shape of eta"),
+        (
+            {"terms": (np.zeros(3, int), np.zeros(3, int), np.array([0, 2, 1]))},
+            "Term 1 is of product 2, after one of 0",
+        ),
+        ({"terms": (np.zeros(2, int), np.zeros(2, int), np.array([0, 1]))}, "The terms make 2 products of 3"),
         ({"terms": (np.array([0]), np.array([0, 1]), np.array([0]))}, "the terms"),
     ],
 )

@@ -189,13 +189,14 @@ def test_a_block_that_is_larger_than_the_tiles_takes_no_more(tmp_path):
 
 
 class JealousBlock(MemoryBlock):
-    """A block in pieces of 100 rows that cannot be read while the piece before is alive."""
+    """A block in ten pieces that cannot be read while the piece before is alive."""
 
     def pieces(self) -> Iterator[Piece]:
         before: weakref.ref[Any] = weakref.ref(np.empty(0))
-        for start in range(0, len(self.rows), 100):
+        size = len(self.rows) // 10
+        for start in range(0, len(self.rows), size):
             assert before() is None
-            rows = self.rows[start : start + 100].copy()
+            rows = self.rows[start : start + size].copy()
             before = weakref.ref(rows)
             yield Piece(rows, None)
             del rows
@@ -203,16 +204,18 @@ class JealousBlock(MemoryBlock):
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", ["e_step", "survey", "score", "total"])
-def test_a_piece_is_gone_before_the_next_one_is_read(name, weighted):
-    rows = np.random.default_rng(0).normal(size=(1_000, 3))
+@pytest.mark.parametrize("n", [1_000, 16 * 4096 * 10], ids=["copied", "views"])
+def test_a_piece_is_gone_before_the_next_one_is_read(name, weighted, n):
+    """Pieces so small that rows are copied into a span, and whole spans that are views of them."""
+    rows = np.random.default_rng(0).normal(size=(n, 3))
     params = MixtureParams(np.ones(1), np.zeros((1, 3)), STRUCTURES["full"](np.eye(3)[None]))
     scorer = prepare(params, Frame(np.zeros(3), np.ones(3)))
     block: Any = JealousBlock(rows, 0)
     if weighted:
-        block = WeightedBlock(block, MemoryBlock(np.ones(1_000), 0))
+        block = WeightedBlock(block, MemoryBlock(np.ones(n), 0))
     calls = {
         "e_step": lambda: e_step((scorer,), block),
-        "survey": lambda: survey_block(np.arange(0, 1_000, 7), block),
+        "survey": lambda: survey_block(np.arange(0, n, 7), block),
         "score": lambda: score_block(scorer, LABELS, block),
         "total": lambda: total_block(scorer, block),
     }
