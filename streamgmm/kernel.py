@@ -351,7 +351,9 @@ class _Seen:
         To first order, for the derivative of the log-likelihood by eta is the moments. Left alone it would be a bias of
         1e-7 nats a row, another one for each mixture.
         """
-        lacking = float(((scorer.eta - self.lens.eta) * self.moments).sum())
+        known = np.isfinite(scorer.eta)  # a component without weight is as absent in either precision
+        difference = np.where(known, scorer.eta, 0.0) - np.where(known, self.lens.eta, 0.0)
+        lacking = float((difference * self.moments).sum())
         if self.square is not None:
             exact, rounded = scorer.root.whiten(0, np.eye(len(scorer.reach))), self.lens.whitener.astype(np.float64)
             lacking -= 0.5 * float(((exact.T @ exact - rounded.T @ rounded) * self.square).sum())

@@ -183,6 +183,14 @@ class TestSinglePrecision:
         one, other = (statistics(params, rows, single=single) for single in (True, False))
         assert abs(one.log_likelihood - other.log_likelihood) / len(rows) < 5e-8
 
+    def test_a_component_without_weight(self) -> None:
+        case = Case(3, 2, 500, 2)
+        params, rows = case.mixture("full"), case.rows()
+        without = MixtureParams(np.array([0.4, 0.6, 0.0]), params.means, params.covariance)
+        one, other = (statistics(without, rows, single=single) for single in (True, False))
+        assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-6)
+        assert one.mass[2] < 1e-30
+
     @every_structure
     def test_a_fit_is_the_same_to_single_precision(self, kind: str) -> None:
         case = Case(3, 4, 5_000, 3)

@@ -354,7 +354,7 @@ def test_the_plan_is_said_before_the_first_pass(caplog, capsys):
     rows = np.random.default_rng(0).normal(size=(50, 2))
     with caplog.at_level("INFO", logger="streamgmm"):
         GaussianMixture(1, verbose=1).fit(rows)
-    assert caplog.messages[0].startswith("the array: 50 rows x 2 features, 0.8 kB a pass in 1 block of 131,072 rows")
+    assert caplog.messages[0].startswith("the array: 50 rows x 2 features, 0.8 kB a pass in 1 block of 16,384 rows")
     assert capsys.readouterr().out.splitlines()[0] == caplog.messages[0]
 
 
