@@ -51,7 +51,7 @@ FAR_ROWS = 64
 #: Variances in z, where the data's own are about one, that count as zero.
 LEAST_VARIANCE = 1e-200
 
-#: (largest F, rows of a tile): tiles that stay in the cache and still keep two threads out of each other's way.
+#: (largest F, rows of a tile): tiles of which NumPy makes few, and which stay in the cache. Spans are made of them.
 TILE_ROWS = ((6, 8192), (64, 4096), (160, 1024))
 TILE_ROWS_BEYOND = 256
 

@@ -1,4 +1,4 @@
-/* The inner loops of the E-step, for one kind of float; included by loops.pyx once for each.
+/* The inner loops of the E-step, for one kind of float; included by loops_kinds.h once for each.
 
    REAL: the kind of float that features, joint densities and their products are made in. BITS: an unsigned integer as
    wide. NAME(x): x with an ending of its own.
@@ -167,7 +167,8 @@ static void NAME(add_product_with_transpose)(NAME(Gemm) gemm, int m, int l, int 
 }
 
 /* Adds what rows (n, d) with weights (n,), or NULL where each counts once, tell of a model with natural parameters
-   eta (k, F). gemm: BLAS's matrix product for REAL.  whitener: (d, d) W where half the squared length of W z is common to all components, else NULL.
+   eta (k, F). gemm: BLAS's matrix product for REAL.  whitener: (d, d) W where half the squared length of W z is common
+   to all components, else NULL.
 
    moments (k, F).  common (d, d): sum w z z^T, with a whitener.  totals (4,): sums of w log p(z), of its square, of w,
    and of rows left out. Returns how many rows were learned: it ends before the first panel that has a row which needs
