@@ -76,7 +76,85 @@ def onedal(rows: np.ndarray, means: np.ndarray, structure: str, threads: int) ->
     return run
 
 
-PEERS = {"streamgmm": streamgmm, "scikit-learn": sklearn, "oneDAL": onedal}
+def pomegranate(rows: np.ndarray, means: np.ndarray, structure: str, threads: int) -> Run:
+    import torch
+    from pomegranate.distributions import Normal
+    from pomegranate.gmm import GeneralMixtureModel
+
+    torch.set_num_threads(threads)
+    k, d = means.shape
+    data, covariances = torch.as_tensor(rows), unit_covariances(k, d, structure)
+
+    def run(iterations: int) -> tuple[int, float]:
+        components = [Normal(*start, covariance_type=structure) for start in zip(means, covariances, strict=True)]
+        model = GeneralMixtureModel(components, priors=np.full(k, 1.0 / k), check_data=False)
+        for _ in range(iterations):  # what its fit does, which keeps the likelihood to itself
+            likelihood = model.summarize(data)
+            model.from_summaries()
+        return iterations, float(likelihood) / len(rows)
+
+    return run
+
+
+def gmmx(rows: np.ndarray, means: np.ndarray, structure: str, threads: int) -> Run:
+    """Single precision, for it refuses others; jax takes all cores whatever is asked of it."""
+    import jax
+    from gmmx import EMFitter, GaussianMixtureModelJax
+
+    k, d = means.shape
+    fitter = EMFitter()
+    data, *initial = (
+        jax.numpy.asarray(values, dtype=np.float32)
+        for values in (rows, means, unit_covariances(k, d, structure), np.full(k, 1.0 / k))
+    )
+    start = GaussianMixtureModelJax.from_squeezed(*initial, structure)
+
+    @jax.jit
+    def step(data: Any, model: Any) -> tuple[Any, Any]:  # what its fit does, which is compiled anew for each max_iter
+        likelihood, log_resp = fitter.e_step(data, model)
+        return likelihood, fitter.m_step(data, model, log_resp)
+
+    def run(iterations: int) -> tuple[int, float]:
+        model = start
+        for _ in range(iterations):
+            likelihood, model = jax.block_until_ready(step(data, model))
+        return iterations, float(likelihood)
+
+    return run
+
+
+def spark(rows: np.ndarray, means: np.ndarray, structure: str, threads: int) -> Run:
+    """Its interface of RDDs, the only one that takes a start; it tells no likelihood."""
+    from types import SimpleNamespace
+
+    from pyspark.mllib.clustering import GaussianMixture
+    from pyspark.mllib.linalg import DenseMatrix, DenseVector
+    from pyspark.sql import SparkSession
+
+    k, d = means.shape
+    settings = {"spark.driver.memory": "8g", "spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
+    session = SparkSession.builder.master(f"local[{threads}]").config(map=settings).getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    table = session.sparkContext.parallelize(rows, threads).map(DenseVector).cache()
+    covariances = [DenseMatrix(d, d, matrix.ravel()) for matrix in unit_covariances(k, d, structure)]
+    gaussians = [SimpleNamespace(mu=DenseVector(mean), sigma=of) for mean, of in zip(means, covariances, strict=True)]
+    start = SimpleNamespace(k=k, weights=[1.0 / k] * k, gaussians=gaussians)
+
+    def run(iterations: int) -> tuple[int, float]:
+        GaussianMixture.train(table, k, convergenceTol=0.0, maxIterations=iterations, seed=0, initialModel=start)
+        return iterations, np.nan
+
+    return run
+
+
+PEERS = {
+    "streamgmm": streamgmm,
+    "scikit-learn": sklearn,
+    "oneDAL": onedal,
+    "pomegranate": pomegranate,
+    "gmmx": gmmx,
+    "Spark": spark,
+}
 
 
 def main() -> None:

@@ -10,13 +10,16 @@ M-step with it, is the difference of a long and a short fit over the iterations 
 out the start, checks and the read before fitting; the long fit takes some seconds. Each ratio is the median over the
 rounds of those of neighbours.
 
-oneDAL gets an environment of its own, made on first use in ``--environments`` (its versions need an older NumPy). The
-last column is the largest difference of the mean log-likelihoods (nats) after a few iterations: that all did the same.
+oneDAL gets an environment of its own, made on first use in ``--environments`` (its versions need an older NumPy).
+pomegranate, gmmx (single precision, the only one it has) and Spark take part where this interpreter finds them
+(``pip install pomegranate gmmx pyspark`` and Java), "absent" otherwise. The last column is the largest difference of
+the mean log-likelihoods (nats) after a few iterations, of those that tell: that all did the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -32,14 +35,17 @@ from peer_worker import PEERS
 GRID = [(2, 8), (8, 16), (16, 32), (64, 16), (32, 128)]
 #: Shapes that no tuning saw.
 UNSEEN = [(3, 20), (12, 50), (48, 24)]
-#: Iterations of the short fit, and of one that tells how many make a long one, which are no more than the last.
-SHORT, FEW, MOST = 1, 5, 60
+#: Iterations of the short fit, and of one that tells how many make a long one, which are no more than the last. The
+#: slowest peers, which take ten seconds an iteration, never make more than the few.
+SHORT, FEW, MOST = 1, 2, 60
 LONG_SECONDS = 2.0
 #: Products of a pass (rows x components x features of a row), which makes ours last some tenths of a second.
 WORK = 10**9
 ROWS = (20_000, 2_000_000)
 
 THREAD_LIMITS = ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+#: Package by peer, for those that take part where they are installed.
+OPTIONAL = {"pomegranate": "pomegranate", "gmmx": "gmmx", "Spark": "pyspark"}
 ONEDAL = ["numpy<2.1", "scikit-learn==1.5.2", "daal4py==2024.7", "packaging"]
 
 
@@ -106,6 +112,19 @@ def onedal_python(folder: Path) -> str:
     return str(python)
 
 
+def interpreters(structure: str, environments: Path) -> dict[str, str]:
+    """By peer; says which of the optional ones are absent. Only ours and scikit-learn have all structures."""
+    found = dict.fromkeys(["streamgmm", "scikit-learn"], sys.executable)
+    if structure == "full":
+        found["oneDAL"] = onedal_python(environments)
+        for name, package in OPTIONAL.items():
+            if importlib.util.find_spec(package):
+                found[name] = sys.executable
+            else:
+                print(f"{name}: absent")
+    return found
+
+
 def compare(
     d: int, k: int, structure: str, rounds: int, pythons: dict[str, str]
 ) -> tuple[dict[str, list[float]], float]:
@@ -130,7 +149,12 @@ def compare(
         for _ in range(rounds):
             for name, peer in peers.items():
                 found[name].append(peer.iteration())
-        return found, float(np.ptp([peer.likelihood for peer in peers.values()]))
+        return found, apart([peer.likelihood for peer in peers.values()])
+
+
+def apart(likelihoods: list[float]) -> float:
+    """Of those that are told, the largest difference."""
+    return float(np.nanmax(likelihoods) - np.nanmin(likelihoods))
 
 
 def ratios(found: dict[str, list[float]]) -> dict[str, float]:
@@ -142,11 +166,11 @@ def ratios(found: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
-def row(d: int, k: int, structure: str, found: dict[str, list[float]], apart: float, names: list[str]) -> str:
+def row(d: int, k: int, structure: str, found: dict[str, list[float]], difference: float, names: list[str]) -> str:
     over = ratios(found)
     seconds = " ".join(f"{median(found[name]):12.4f}" for name in names)
     beside = " ".join(f"{over[name]:12.2f}" for name in names if name != "streamgmm")
-    return f"{structure:>9} {d:3d} {k:3d}  {seconds}  {beside}  {apart:9.1e}"
+    return f"{structure:>9} {d:3d} {k:3d}  {seconds}  {beside}  {difference:9.1e}"
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -162,9 +186,7 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "streamgmm-peers")
     arguments = parser.parse_args()
     for structure in arguments.structures:
-        pythons = {"streamgmm": sys.executable, "scikit-learn": sys.executable}
-        if structure == "full":
-            pythons["oneDAL"] = onedal_python(arguments.environments)
+        pythons = interpreters(structure, arguments.environments)
         names = [*pythons, "one thread"]
         assert set(pythons) <= set(PEERS)
         print(f"{'':18} {'seconds an iteration':^{13 * len(names)}} {'over ours':^{13 * len(names) - 13}}")
@@ -172,9 +194,9 @@ def main() -> None:
         print(f"{'':>9} {'d':>3} {'k':>3}  {heads}  {heads[13:]}  {'apart':>9}")
         over = {}
         for d, k in arguments.shapes:
-            found, apart = compare(d, k, structure, arguments.rounds, pythons)
+            found, difference = compare(d, k, structure, arguments.rounds, pythons)
             over[d, k] = ratios(found)
-            print(row(d, k, structure, found, apart, names), flush=True)
+            print(row(d, k, structure, found, difference, names), flush=True)
         for name in names[1:]:
             grid = [of[name] for at, of in over.items() if at in GRID]
             if grid:
