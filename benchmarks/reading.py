@@ -163,20 +163,20 @@ def many(folder: Path, n_chunks: int, rounds: int) -> None:
 
 
 def sizes(folder: Path, gigabytes: list[float], rounds: int) -> None:
-    scorers, layout, per_gigabyte = model(), layouts(1.0)[0], []
+    """All sizes take turns, for it is they that are compared."""
+    scorers, layout = model(), layouts(1.0)[0]
     print(f"(d, k) = ({D}, {K}), {THREADS} threads, chunks of 10 MB")
     print(f"{'GB':>5} {'pass':>8} {'bare loop':>9} {'s per GB':>9}")
+    timed: dict[str, Callable[[], float]] = {}
     for size in gigabytes:
         path = layout.write(folder, size)
-        found = in_turn(
-            {
-                "pass": partial(seconds_of, "threads", e_step, scorers, str(path), THREADS),
-                "bare": partial(bare_loop, path, layout),
-            },
-            rounds,
-        )
-        per_gigabyte.append((found["pass"] - found["bare"]) / size)
-        print(f"{size:5g} {found['pass']:8.2f} {found['bare']:9.2f} {per_gigabyte[-1]:9.3f}", flush=True)
+        timed[f"pass {size}"] = partial(seconds_of, "threads", e_step, scorers, str(path), THREADS)
+        timed[f"bare {size}"] = partial(bare_loop, path, layout)
+    found, per_gigabyte = in_turn(timed, rounds), []
+    for size in gigabytes:
+        passed, bare = found[f"pass {size}"], found[f"bare {size}"]
+        per_gigabyte.append((passed - bare) / size)
+        print(f"{size:5g} {passed:8.2f} {bare:9.2f} {per_gigabyte[-1]:9.3f}", flush=True)
     spread = max(per_gigabyte) / min(per_gigabyte)
     print(f"largest over smallest {spread:.3f} {verdict(spread <= LARGEST_SPREAD)}")
 
