@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -112,13 +113,16 @@ def onedal_python(folder: Path) -> str:
     return str(python)
 
 
-def interpreters(structure: str, environments: Path) -> dict[str, str]:
+def interpreters(structure: str, environments: Path, wanted: Collection[str] = tuple(PEERS)) -> dict[str, str]:
     """By peer; says which of the optional ones are absent. Only ours and scikit-learn have all structures."""
-    found = dict.fromkeys(["streamgmm", "scikit-learn"], sys.executable)
-    if structure == "full":
-        found["oneDAL"] = onedal_python(environments)
-        for name, package in OPTIONAL.items():
-            if importlib.util.find_spec(package):
+    found = {"streamgmm": sys.executable}
+    for name in wanted:
+        if name == "scikit-learn":
+            found[name] = sys.executable
+        elif name == "oneDAL" and structure == "full":
+            found[name] = onedal_python(environments)
+        elif name in OPTIONAL and structure == "full":
+            if importlib.util.find_spec(OPTIONAL[name]):
                 found[name] = sys.executable
             else:
                 print(f"{name}: absent")
@@ -182,13 +186,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", type=shape, default=[*GRID, *UNSEEN], help="dxk; default: all")
     parser.add_argument("--structures", nargs="+", default=["full"])
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS)[1:], default=list(PEERS)[1:])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "streamgmm-peers")
     arguments = parser.parse_args()
     for structure in arguments.structures:
-        pythons = interpreters(structure, arguments.environments)
+        pythons = interpreters(structure, arguments.environments, arguments.peers)
         names = [*pythons, "one thread"]
-        assert set(pythons) <= set(PEERS)
         print(f"{'':18} {'seconds an iteration':^{13 * len(names)}} {'over ours':^{13 * len(names) - 13}}")
         heads = " ".join(f"{name:>12}" for name in names)
         print(f"{'':>9} {'d':>3} {'k':>3}  {heads}  {heads[13:]}  {'apart':>9}")
