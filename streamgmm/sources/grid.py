@@ -28,7 +28,8 @@ def canonical_block_rows(grid_rows: int, n_features: int, target_bytes: int) -> 
 
 def memory_block_bytes(n_rows: int, n_features: int) -> int:
     """What a canonical block of rows in memory aims at."""
-    return min(MEMORY_BLOCK_BYTES, max(LEAST_MEMORY_BLOCK_BYTES, 8 * n_rows * n_features // MEMORY_BLOCKS))
+    part_rows = -(-n_rows // MEMORY_BLOCKS)  # rounded up, else a few rows would be a block of their own
+    return min(MEMORY_BLOCK_BYTES, max(LEAST_MEMORY_BLOCK_BYTES, 8 * part_rows * n_features))
 
 
 def checked_block_rows(block_rows: int | None, grid_rows: int, n_features: int, target_bytes: int) -> int:
