@@ -9,6 +9,7 @@ import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,23 @@ def test_what_an_optimum_lacks_is_measured_from_the_best_of_all() -> None:
     found = reads.summaries(cell, lines[:-1])
     np.testing.assert_allclose(found[0].lacking, [0.0, 3.0, 3.0], atol=1e-6)
     np.testing.assert_allclose(found[1].lacking, [3.0, 3.0, 3.0], atol=1e-6)
+
+
+def test_fits_that_end_apart_are_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted and shuffled rows lead to one optimum here; where no difference is allowed, what EM gains is told."""
+    order = import_module("order")
+    rows = np.asarray(blobs(8_000))
+    rows = rows[np.argsort(rows[:, 0])]
+    cell = SimpleNamespace(k=3, rows=lambda seed: rows, sample_rows=lambda n: 1_600, unit=lambda n: 1e-3)
+    (line,) = order.work(cell, 0, order.METHODS)
+    assert order.difference(line, "tight") < 1e-6
+    assert order.difference(line, "default") < 2.0
+    assert order.summary([line], "tight", 1e-6).split()[1::3] == ["-", "yes"]
+    monkeypatch.setattr(order, "LIMITS", {"tight": -1.0, "default": -1.0})
+    (line,) = order.work(cell, 0, order.METHODS)
+    assert -1e-12 < order.own_gap(line, "tight") < 1e-6
+    assert order.own_gap(line, "default") < 2.0
+    assert order.summary([line], "default", 0.0).split()[-1] == "NO"
 
 
 def test_scikit_learn_goes_on_from_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
