@@ -10,7 +10,8 @@ threads as the pass, and drops it. All take turns in one run; each figure is the
 Prints for rows in memory the products over the E-step with one thread and with two, and one thread over two; and from a
 store with zarr's default compression (bare read + products) over the pass, with two threads. The last column tells how
 much two threads bring where nothing is shared: the products themselves. No pass can have more. "by tiles" is the time
-of the same E-step without the compiled loops, tile by tile in NumPy, over that with them, with two threads. For single
+of the same E-step without the compiled loops, tile by tile in NumPy, over that with them, with two threads; "by BLAS"
+that of the loops without fused products, which are for few components. For single
 precision: how much faster one thread is than with double, the kinds of number in both products, and the share of rows
 that its guard leaves to double precision or to the centred form. Last of all, what the loops cost a process.
 """
@@ -109,6 +110,12 @@ def by_tiles(*arguments: Any) -> float:
         return seconds_of(*arguments)
 
 
+def by_blas(*arguments: Any) -> float:
+    """Seconds of a pass whose two products are BLAS's for few components as well."""
+    with patch("streamgmm.loops.MOST_FUSED", 0):
+        return seconds_of(*arguments)
+
+
 def measured(rows: np.ndarray, params: MixtureParams, rounds: int) -> dict[str, float]:
     """Seconds by what is timed, the median over the rounds."""
     (n, d), k = rows.shape, len(params.weights)
@@ -125,6 +132,7 @@ def measured(rows: np.ndarray, params: MixtureParams, rounds: int) -> dict[str, 
             "products, 2": partial(products, n, n_moments, k, tile, 2),
             "E-step, 2": partial(seconds_of, "threads", e_step, scorers, rows, 2),
             "by tiles, 2": partial(by_tiles, "threads", e_step, scorers, rows, 2),
+            "by BLAS, 2": partial(by_blas, "threads", e_step, scorers, rows, 2),
             "bare read": partial(bare_read, path, 2),
             "pass": partial(seconds_of, "threads", e_step, scorers, str(path), 2),
         }
@@ -143,8 +151,8 @@ def row(d: int, k: int, found: dict[str, float], left: float) -> str:
     floor = (found["bare read"] + found["products, 2"]) / found["pass"]
     possible = found["products, 1"] / found["products, 2"]
     single, kind = found["E-step, 1"] / found["single, 1"], "float32" if left < 1 else "float64"
-    tiles = found["by tiles, 2"] / found["E-step, 2"]
-    beside = f"{tiles:8.2f}  {single:6.2f}  {kind}, {kind}  {left:8.1%}"
+    tiles, blas = (found[f"by {what}, 2"] / found["E-step, 2"] for what in ("tiles", "BLAS"))
+    beside = f"{tiles:8.2f} {blas:7.2f}  {single:6.2f}  {kind}, {kind}  {left:8.1%}"
     return f"{d:3d} {k:3d}  {one:8.2f} {two:8.2f}  {threads:9.2f}  {floor:9.2f}  {possible:9.2f}  {beside}"
 
 
@@ -172,9 +180,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=256.0, help="of rows")
     arguments = parser.parse_args()
-    heads = f"{'E-step':>9}  {'from zarr':>9}  {'products':>9}  {'':8}  {'single precision':^34}"
+    heads = f"{'E-step':>9}  {'from zarr':>9}  {'products':>9}  {'':16}  {'single precision':^34}"
     print(f"{'':7}  {'products : E-step':^17}  {heads}")
-    heads = f"{'by tiles':>8}  {'faster':>6}  {'products':^16}  {'left':>8}"
+    heads = f"{'by tiles':>8} {'by BLAS':>7}  {'faster':>6}  {'products':^16}  {'left':>8}"
     print(f"{'d':>3} {'k':>3}  {'1 thread':>8} {'2':>8}  {'1 : 2':>9}  {'floor':>9}  {'1 : 2':>9}  {heads}")
     gains = []
     for d, k in arguments.shapes:

@@ -22,7 +22,7 @@ from streamgmm.covariance import AbstractCovariance
 from streamgmm.covariance.base import mean_offsets
 from streamgmm.covariance.roots import AbstractRoot
 from streamgmm.errors import NumericalError
-from streamgmm.loops import FAR, PANEL_ROWS, Lens, scratch_numbers, softmax
+from streamgmm.loops import FAR, GROUP, PANEL_ROWS, Lens, scratch_numbers, softmax
 from streamgmm.params import MixtureParams
 from streamgmm.protocols import Block, Booleans, Floats, Integers
 from streamgmm.quadratic import OUTER, AbstractQuadratic, pack
@@ -73,7 +73,7 @@ def workspace_bytes(structure: type[AbstractCovariance], k: int, d: int, n_model
     n_moments = 1 + d + structure.quadratic.size(d)
     rows = tile_rows(n_moments)
     tile = rows * (n_moments + (SPAN_TILES + 4) * d + 2 * k + SPAN_TILES)
-    sums = scratch_numbers(d, k, n_moments, structure.shared) + 5 * k * n_moments + 4 * d * d
+    sums = scratch_numbers(d, k, n_moments, structure.shared) + 6 * (k + GROUP) * (n_moments + GROUP) + 4 * d * d
     return 8 * tile + (8 + 4) * n_models * sums
 
 
@@ -331,7 +331,7 @@ class _Seen:
     """What the rows that one lens took tell of a model; see ``Lens.learn``."""
 
     lens: Lens
-    moments: Floats
+    tally: Floats
     square: Floats | None
     totals: Floats
 
@@ -339,11 +339,15 @@ class _Seen:
     def through(cls, lens: Lens, scorer: Scorer) -> _Seen:
         d = len(scorer.reach)
         square = np.zeros((d, d)) if scorer.shared else None
-        return cls(lens, np.zeros((scorer.n_components, scorer.n_moments)), square, np.zeros(4))
+        return cls(lens, lens.tally(), square, np.zeros(4))
+
+    @property
+    def moments(self) -> Floats:
+        return self.lens.moments(self.tally)
 
     def learn(self, span: Span, block: Block) -> int:
         """Returns how many of the first rows were learned."""
-        return self.lens.learn(span.rows, span.weights, block.omits_nan, self.moments, self.square, self.totals)
+        return self.lens.learn(span.rows, span.weights, block.omits_nan, self.tally, self.square, self.totals)
 
     def rounded_off(self, scorer: Scorer) -> float:
         """What the log-likelihood lacks because the lens has natural parameters of single precision.

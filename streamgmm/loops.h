@@ -166,46 +166,76 @@ static void NAME(add_product_with_transpose)(NAME(Gemm) gemm, int m, int l, int 
         for (Index i = 0; i < (Index)m * l; i++) sums[i] += part[i];
 }
 
+/* The fused products for the machine whose groups have so many components. */
+static void NAME(densities)(int together, const REAL *z, Index b, const Pairs *pairs, const REAL *eta, REAL *joint) {
+#if HAS_FUSED
+    (together == 8 ? V4(densities) : V3(densities))(z, b, pairs, eta, joint);
+#endif
+}
+
+static void NAME(add_moments)(int together, const REAL *z, Index b, const Pairs *pairs, const REAL *resp, double *tally) {
+#if HAS_FUSED
+    (together == 8 ? V4(add_moments) : V3(add_moments))(z, b, pairs, resp, tally);
+#endif
+}
+
+/* Whole vectors are read: columns [b, LINE) of a matrix (m, b) become zero. */
+static void NAME(clear_beyond)(Index m, Index b, REAL *matrix) {
+    for (Index j = 0; j < m; j++) memset(matrix + j * LINE + b, 0, (LINE - b) * sizeof(REAL));
+}
+
 /* Adds what rows (n, d) with weights (n,), or NULL where each counts once, tell of a model with natural parameters
    eta (k, F). gemm: BLAS's matrix product for REAL.  whitener: (d, d) W where half the squared length of W z is common
    to all components, else NULL.
 
-   moments (k, F).  common (d, d): sum w z z^T, with a whitener.  totals (4,): sums of w log p(z), of its square, of w,
+   Where there are pairs, products are fused instead, for groups of so many components ``together``.
+
+   tally: the moments, (k, F), or (groups, n, together) where products are fused; eta is as large.  common (d, d): sum w z z^T, with a whitener.  totals (4,): sums of w log p(z), of its square, of w,
    and of rows left out. Returns how many rows were learned: it ends before the first panel that has a row which needs
    more care than these loops take, one that is far out or has a value that is not finite. */
 static Index NAME(learn)(void *gemm, const double *rows, Index n, const double *weights, int omits_nan,
-                       const Lens *lens, Index k, const REAL *eta, const REAL *whitener, REAL *scratch, double *moments,
-                       double *common, double *totals) {
-    Index d = lens->d, n_moments = lens->n_moments;
+                       const Lens *lens, Index k, const REAL *eta, const REAL *whitener, const Pairs *pairs,
+                       int together, REAL *scratch, double *tally, double *common, double *totals) {
+    Index d = lens->d, n_moments = lens->n_moments, first = 0, all_k = pairs ? pairs->groups * together : k;
     _Alignas(CACHE_LINE) double far[PANEL];
     _Alignas(CACHE_LINE) double counts[PANEL];
     REAL *features = scratch, *joint = features + LINE * n_moments;
-    REAL *density = joint + LINE * k, *factor = density + LINE;
+    REAL *density = joint + LINE * all_k, *factor = density + LINE;
     REAL *whitened = factor + LINE, *part = whitened + (whitener ? LINE * d : 0), *z = features + LINE;
     for (Index i = 0; i < LINE; i++) features[i] = 1;
-    for (Index first = 0; first < n; first += PANEL) {
+    if (pairs) NAME(clear_beyond)(d, 0, z);
+    for (; first < n; first += PANEL) {
         Index b = first + PANEL < n ? PANEL : n - first;
         NAME(standardise)(rows + first * d, b, lens, z, far);
         for (Index i = 0; i < b; i++) counts[i] = 1.0;
         if (weights) memcpy(counts, weights + first, b * sizeof(double));
         Index n_left_out = omits_nan ? NAME(leave_out)(b, d, z, far, counts) : 0;
-        if (!all_at_most(far, b, lens->limit)) return first;
-        if (sizeof(REAL) < sizeof(double) && weights && !all_moderate(counts, b)) return first;
-        NAME(expand)(z, LINE, b, &lens->terms, z + LINE * d);
-        NAME(product)(gemm, k, n_moments, b, eta, features, joint);
+        if (!all_at_most(far, b, lens->limit)) break;
+        if (sizeof(REAL) < sizeof(double) && weights && !all_moderate(counts, b)) break;
+        if (pairs) {
+            if (b < PANEL) NAME(clear_beyond)(d, b, z);
+            NAME(densities)(together, features, b, pairs, eta, joint);
+        } else {
+            NAME(expand)(z, LINE, b, &lens->terms, z + LINE * d);
+            NAME(product)(gemm, k, n_moments, b, eta, features, joint);
+        }
         NAME(softmax)(joint, LINE, k, b, density, factor);
         if (whitener) {
             NAME(product)(gemm, d, d, b, whitener, z, whitened);
             NAME(subtract_half_squares)(whitened, d, b, density);
         }
-        if (!NAME(add_densities)(density, b, counts, totals)) return first;
+        if (!NAME(add_densities)(density, b, counts, totals)) break;
         totals[3] += n_left_out;
         if (weights || omits_nan) NAME(weigh)(joint, k, b, counts, joint);
-        NAME(add_product_with_transpose)(gemm, k, n_moments, b, joint, features, part, moments);
+        if (pairs) {
+            if (b < PANEL) NAME(clear_beyond)(all_k, b, joint);
+            NAME(add_moments)(together, features, b, pairs, joint, tally);
+        } else
+            NAME(add_product_with_transpose)(gemm, k, n_moments, b, joint, features, part, tally);
         if (whitener) {
             NAME(weigh)(z, d, b, counts, whitened);
             NAME(add_product_with_transpose)(gemm, d, d, b, whitened, z, part, common);
         }
     }
-    return n;
+    return first < n ? first : n;
 }

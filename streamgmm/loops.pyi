@@ -6,12 +6,16 @@ from streamgmm.protocols import Floats, Integers
 
 FAR: float
 PANEL_ROWS: int
+TOGETHER: int
+GROUP: int
+MOST_FUSED: int
 
 def scratch_numbers(d: int, k: int, n_moments: int, shared: bool) -> int: ...
 
 class Lens:
     eta: Floats
     whitener: Floats
+    fused: bool
     def __init__(
         self,
         shift: Floats,
@@ -23,12 +27,14 @@ class Lens:
         limit: float,
         dtype: type[np.floating[Any]] = ...,
     ) -> None: ...
+    def tally(self) -> Floats: ...
+    def moments(self, tally: Floats) -> Floats: ...
     def learn(
         self,
         rows: Floats,
         weights: Floats | None,
         omits_nan: bool,
-        moments: Floats,
+        tally: Floats,
         common: Floats | None,
         totals: Floats,
     ) -> int: ...

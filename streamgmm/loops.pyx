@@ -26,13 +26,21 @@ cdef extern from "loops_kinds.h" nogil:
         Index d
         Index n_moments
         CTerms terms
+    ctypedef struct CPairs "Pairs":
+        const int64_t *left
+        const int64_t *right
+        Index n
+        Index groups
     const double LOWEST "FAR"
     const int PANEL
     const int CACHE_LINE
+    const int MOMENTS
+    const int MOST_TOGETHER
+    int components_together()
     Index learn_64(void *, const double *, Index, const double *, int, const CLens *, Index, const double *,
-                 const double *, double *, double *, double *, double *)
+                 const double *, const CPairs *, int, double *, double *, double *, double *)
     Index learn_32(void *, const double *, Index, const double *, int, const CLens *, Index, const float *,
-                 const float *, float *, double *, double *, double *)
+                 const float *, const CPairs *, int, float *, double *, double *, double *)
     Index scratch_size(Index, Index, Index, int)
     void softmax_64(double *, Index, Index, Index, double *, double *)
     void expand_64(const double *, Index, Index, const CTerms *, double *)
@@ -52,6 +60,12 @@ cdef void *sgemm = _blas("sgemm")
 
 FAR = LOWEST
 PANEL_ROWS = PANEL
+#: Components of a group of the fused products on this machine; 0 where it has none.
+TOGETHER = components_together()
+#: The same at most, on any machine.
+GROUP = MOST_TOGETHER
+#: With more components BLAS is as fast.
+MOST_FUSED = 32
 
 
 def scratch_numbers(Index d, Index k, Index n_moments, bint shared):
@@ -77,10 +91,15 @@ cdef class Lens:
     cdef const float[:, ::1] eta_32, whitener_32
     cdef double[::1] scratch
     cdef float[::1] scratch_32
+    cdef const int64_t[::1] pair_left, pair_right
     cdef readonly object eta, whitener
+    cdef tuple tally_shape
+    cdef readonly bint fused
     cdef bint single, shared
     cdef Index k
+    cdef int together
     cdef CLens c
+    cdef CPairs pairs
 
     def __cinit__(self, shift, scale, terms, eta, whitener, reach, double limit, dtype=np.float64):
         d, k, n_moments = len(shift), len(eta), eta.shape[1]
@@ -94,19 +113,46 @@ cdef class Lens:
         self.c.shift, self.c.scale, self.c.reach = &self.shift[0], &self.scale[0], &self.reach[0]
         self.c.limit, self.c.d, self.c.n_moments = limit, d, n_moments
         scratch = _aligned(scratch_size(d, k, n_moments, self.shared), dtype)
-        eta = np.ascontiguousarray(eta, dtype=dtype)
-        whitener = None if whitener is None else np.ascontiguousarray(whitener, dtype=dtype)
+        self.eta = np.ascontiguousarray(eta, dtype=dtype)
+        self.fused = 0 < TOGETHER and k <= MOST_FUSED and len(self.left) == n_moments - 1 - d
+        eta = np.ascontiguousarray(self._fuse(self.eta), dtype=dtype) if self.fused else self.eta
+        self.tally_shape = eta.shape
+        self.whitener = whitener = None if whitener is None else np.ascontiguousarray(whitener, dtype=dtype)
         if self.single:
             self.eta_32, self.whitener_32, self.scratch_32 = eta, whitener, scratch
         else:
             self.eta_64, self.whitener_64, self.scratch = eta, whitener, scratch
-        self.eta, self.whitener = eta, whitener
 
-    def learn(self, const double[:, ::1] rows, const double[::1] weights, bint omits_nan, double[:, ::1] moments,
+    def _fuse(self, eta):
+        """Prepares the fused products; returns eta as they read it, (groups * n, together): zero beyond F and k."""
+        d, (k, n_moments) = self.c.d, eta.shape
+        together, groups, n = TOGETHER, -(-k // TOGETHER), -(-n_moments // MOMENTS) * MOMENTS
+        left, right = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)  # of [1; z]
+        right[1 : 1 + d] = np.arange(1, 1 + d)
+        left[1 + d : n_moments], right[1 + d : n_moments] = 1 + np.asarray(self.left), 1 + np.asarray(self.right)
+        self.pair_left, self.pair_right, self.together = left, right, together
+        self.pairs.left, self.pairs.right = &self.pair_left[0], &self.pair_right[0]
+        self.pairs.n, self.pairs.groups = n, groups
+        padded = np.zeros((groups * together, n))
+        padded[:k, :n_moments] = eta
+        return padded.reshape(groups, together, n).transpose(0, 2, 1).reshape(groups * n, together)
+
+    def tally(self):
+        """Zeros, in which the moments are added up."""
+        return np.zeros(self.tally_shape)
+
+    def moments(self, tally):
+        """The moments (k, F) that were added up in a tally."""
+        if not self.fused:
+            return tally
+        each = tally.reshape(self.pairs.groups, self.pairs.n, self.together).transpose(0, 2, 1)
+        return each.reshape(-1, self.pairs.n)[: self.k, : self.c.n_moments]
+
+    def learn(self, const double[:, ::1] rows, const double[::1] weights, bint omits_nan, double[:, ::1] tally,
               double[:, ::1] common, double[::1] totals):
         """Add what rows (n, d) with weights (n,), or None where each counts once, tell of the model.
 
-        moments: (k, F).  common: (d, d) sum w z z^T, where there is a whitener, else None.  totals: (4,) sums of
+        tally: as ``tally`` makes it; see ``moments``.  common: (d, d) sum w z z^T, where there is a whitener, else None.  totals: (4,) sums of
         w log p(z), of w (log p(z))^2, of w, and of rows with NaN, which are left out where ``omits_nan``.
 
         Returns how many rows were learned. It ends before the first of the panels of ``PANEL_ROWS`` that has a row which
@@ -114,7 +160,7 @@ cdef class Lens:
         """
         cdef Index n = rows.shape[0]
         _require(rows.shape[1] == self.c.d and (weights is None or len(weights) == n), "rows or weights")
-        _require(moments.shape[0] == self.k and moments.shape[1] == self.c.n_moments and len(totals) == 4, "the sums")
+        _require((tally.shape[0], tally.shape[1]) == self.tally_shape and len(totals) == 4, "the sums")
         if self.shared:
             _require(common is not None and common.shape[0] == self.c.d == common.shape[1], "the common sums")
         if n == 0:
@@ -123,17 +169,18 @@ cdef class Lens:
         cdef double *squares = &common[0, 0] if self.shared else NULL
         cdef const double *whitener = NULL
         cdef const float *whitener_32 = NULL
+        cdef const CPairs *pairs = &self.pairs if self.fused else NULL
         cdef Index learned
         if self.single:
             whitener_32 = &self.whitener_32[0, 0] if self.shared else NULL
             with nogil:
                 learned = learn_32(sgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_32[0, 0],
-                                   whitener_32, &self.scratch_32[0], &moments[0, 0], squares, &totals[0])
+                                   whitener_32, pairs, self.together, &self.scratch_32[0], &tally[0, 0], squares, &totals[0])
         else:
             whitener = &self.whitener_64[0, 0] if self.shared else NULL
             with nogil:
                 learned = learn_64(dgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_64[0, 0],
-                                   whitener, &self.scratch[0], &moments[0, 0], squares, &totals[0])
+                                   whitener, pairs, self.together, &self.scratch[0], &tally[0, 0], squares, &totals[0])
         return learned
 
 

@@ -8,12 +8,16 @@ typedef ptrdiff_t Index;
    LANES: sums that are added up side by side. CACHE_LINE: bytes, to which scratch space is aligned. */
 enum { LANES = 8, PANEL = 256, STRIP = 64, CACHE_LINE = 64 };
 
+/* Of the fused products: components that a group has at most, and moments that are added up together. */
+enum { MOST_TOGETHER = 8, MOMENTS = 3 };
+
 /* A log density below this has lost what tells components apart to rounding: eps times it is 2e-4. */
 static const double FAR = -1e12;
 
 /* Numbers that ``learn`` needs as scratch space, of either kind. */
 static Index scratch_size(Index d, Index k, Index n_moments, int shared) {
     enum { LINE = PANEL + CACHE_LINE / sizeof(float) };
+    k += MOST_TOGETHER - 1;
     Index part = shared && d * d > k * n_moments ? d * d : k * n_moments;
     return LINE * (n_moments + k + 2 + (shared ? d : 0)) + part;
 }
@@ -32,6 +36,12 @@ typedef struct {
     Terms terms;
 } Lens;
 
+/* Every moment as a product of two rows of [1; z], n of them, a multiple of MOMENTS; and groups of components. */
+typedef struct {
+    const int64_t *left, *right;
+    Index n, groups;
+} Pairs;
+
 #if defined(__GNUC__)
 #define INLINE inline __attribute__((always_inline))
 #else
@@ -41,9 +51,21 @@ typedef struct {
 /* A function for each generation of x86 vector instructions; the loader takes the best that the machine has. */
 #if __GNUC__ >= 12 && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define HAS_FUSED 1
+#define UNROLLED _Pragma("GCC unroll 16")
 #else
 #define CLONES
+#define HAS_FUSED 0
 #endif
+
+/* Components of a group of the fused products on this machine; 0 where there are none. */
+static int components_together(void) {
+#if HAS_FUSED
+    if (__builtin_cpu_supports("x86-64-v4")) return 8;
+    if (__builtin_cpu_supports("x86-64-v3")) return 4;
+#endif
+    return 0;
+}
 
 /* Whether all numbers are at most the limit: NaN is not. */
 CLONES static int all_at_most(const double *numbers, Index n, double limit) {
@@ -72,6 +94,8 @@ typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, i
 #define REAL double
 #define BITS uint64_t
 #define NAME(x) x##_64
+#define V3(x) x##_64_v3
+#define V4(x) x##_64_v4
 #define LINE 264
 #define MANTISSA 52
 #define LOG_FLOOR -690.0
@@ -86,10 +110,36 @@ typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, i
 #define LOG_SERIES(q) \
     (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9 + q * (1.0 / 11 + q * (1.0 / 13 + q * (1.0 / 15 + q * ( \
     1.0 / 17 + q * (1.0 / 19 + q * (1.0 / 21))))))))))
+#if HAS_FUSED
+#define TARGET __attribute__((target("arch=x86-64-v4")))
+#define WIDTH 64
+#define TOGETHER 8
+#define ROWS 2
+#define FUSED V4
+#include "loops_fused.h"
+#undef TARGET
+#undef WIDTH
+#undef TOGETHER
+#undef ROWS
+#undef FUSED
+#define TARGET __attribute__((target("arch=x86-64-v3")))
+#define WIDTH 32
+#define TOGETHER 4
+#define ROWS 3
+#define FUSED V3
+#include "loops_fused.h"
+#undef TARGET
+#undef WIDTH
+#undef TOGETHER
+#undef ROWS
+#undef FUSED
+#endif
 #include "loops.h"
 #undef REAL
 #undef BITS
 #undef NAME
+#undef V3
+#undef V4
 #undef LINE
 #undef MANTISSA
 #undef LOG_FLOOR
@@ -104,6 +154,8 @@ typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, i
 #define REAL float
 #define BITS uint32_t
 #define NAME(x) x##_32
+#define V3(x) x##_32_v3
+#define V4(x) x##_32_v4
 #define LINE 272
 #define MANTISSA 23
 #define LOG_FLOOR -80.0f
@@ -115,4 +167,28 @@ typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, i
 #define EXP_SERIES(r) \
     (1.0f + r * (1.0f + r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720)))))))
 #define LOG_SERIES(q) (1.0f / 3 + q * (1.0f / 5 + q * (1.0f / 7 + q * (1.0f / 9))))
+#if HAS_FUSED
+#define TARGET __attribute__((target("arch=x86-64-v4")))
+#define WIDTH 64
+#define TOGETHER 8
+#define ROWS 2
+#define FUSED V4
+#include "loops_fused.h"
+#undef TARGET
+#undef WIDTH
+#undef TOGETHER
+#undef ROWS
+#undef FUSED
+#define TARGET __attribute__((target("arch=x86-64-v3")))
+#define WIDTH 32
+#define TOGETHER 4
+#define ROWS 3
+#define FUSED V3
+#include "loops_fused.h"
+#undef TARGET
+#undef WIDTH
+#undef TOGETHER
+#undef ROWS
+#undef FUSED
+#endif
 #include "loops.h"

@@ -13,7 +13,7 @@ from support import KINDS, Case, absolute_terms, assert_identical, assert_same, 
 
 from streamgmm import GaussianMixture, open_source
 from streamgmm.kernel import MOST_REFUSED, TRIED_ROWS, _Room, _Sums, e_step, prepare
-from streamgmm.loops import PANEL_ROWS, Lens, expand, softmax
+from streamgmm.loops import MOST_FUSED, PANEL_ROWS, TOGETHER, Lens, expand, softmax
 from streamgmm.params import MixtureParams
 from streamgmm.sources import with_weights
 from streamgmm.stats import SufficientStats
@@ -89,6 +89,41 @@ class TestAgainstTiles:
                 statistics(params, rows, loops=False)
 
 
+class TestFusedProducts:
+    """Where there are few components, products are made and added up in one sweep; BLAS gives the same to rounding."""
+
+    @every_structure
+    @given(case=cases(), weighted=st.booleans(), single=st.booleans())
+    def test_as_by_blas(self, kind: str, case: Case, weighted: bool, single: bool) -> None:
+        params, rows, weights = case.mixture(kind), case.rows(), case.counts() if weighted else None
+        one = statistics(params, rows, weights, single=single)
+        with patch("streamgmm.loops.MOST_FUSED", 0):
+            other = statistics(params, rows, weights, single=single)
+        terms = absolute_terms(kind, params, rows, other, weights)
+        assert_same(one, other, terms, 1e-4 if single else 1e-12)
+
+    @pytest.mark.parametrize("k", [1, 3, 4, 5, 8, 9, 17, 32, 33])
+    @pytest.mark.parametrize("n", [1, 5, 255, 256, 257, 700])
+    def test_any_number_of_components_and_rows(self, k: int, n: int) -> None:
+        case = Case(k, 3, n, 5)
+        params, rows = case.mixture("full"), case.rows()
+        one, other = (statistics(params, rows, loops=loops) for loops in (True, False))
+        assert_same(one, other, absolute_terms("full", params, rows, other))
+        assert lenses(params)[0].fused == (TOGETHER > 0 and k <= MOST_FUSED)
+
+    @pytest.mark.parametrize("single", [False, True])
+    @every_structure
+    def test_where_calls_begin_makes_no_difference(self, kind: str, single: bool) -> None:
+        case = Case(5, 3, 1_000, 5)
+        params, rows = case.mixture(kind), case.rows()
+        lens, whole, parts = lenses(params, single=single)[0], sums_of(params), sums_of(params)
+        lens.learn(rows, None, False, *whole)
+        for start in range(0, 1_000, PANEL_ROWS):
+            lens.learn(rows[start : start + PANEL_ROWS], None, False, *parts)
+        for one, other in zip(whole, parts, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e200, 1e9])
 @pytest.mark.parametrize("omits_nan", [False, True])
 @pytest.mark.parametrize("single", [False, True])
@@ -126,11 +161,10 @@ def lenses(params: MixtureParams, *, single: bool = False) -> list[Lens]:
 
 
 def sums_of(params: MixtureParams) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """moments, common and totals, all zero."""
-    scorer = prepare(params, params.frame())
+    """tally, common and totals, all zero."""
     d = params.means.shape[1]
-    common = np.zeros((d, d)) if scorer.shared else None
-    return np.zeros((scorer.n_components, scorer.n_moments)), common, np.zeros(4)
+    common = np.zeros((d, d)) if prepare(params, params.frame()).shared else None
+    return lenses(params)[0].tally(), common, np.zeros(4)
 
 
 class TestSinglePrecision:
@@ -274,13 +308,13 @@ def test_a_lens_checks_its_shapes(change, words):
 
 def test_sums_and_rows_are_checked() -> None:
     params = Case(2, 2, 1, 0).mixture("tied")
-    (lens,), (moments, common, totals) = lenses(params), sums_of(params)
+    (lens,), (tally, common, totals) = lenses(params), sums_of(params)
     for rows, sums in (
-        (np.zeros((4, 3)), (moments, common, totals)),
-        (np.zeros((4, 2)), (moments[:1].copy(), common, totals)),
-        (np.zeros((4, 2)), (moments, np.zeros((3, 3)), totals)),
-        (np.zeros((4, 2)), (moments, None, totals)),
-        (np.zeros((4, 2)), (moments, common, totals[:3])),
+        (np.zeros((4, 3)), (tally, common, totals)),
+        (np.zeros((4, 2)), (tally[:1].copy(), common, totals)),
+        (np.zeros((4, 2)), (tally, np.zeros((3, 3)), totals)),
+        (np.zeros((4, 2)), (tally, None, totals)),
+        (np.zeros((4, 2)), (tally, common, totals[:3])),
     ):
         with pytest.raises(ValueError, match="does not fit the others"):
             lens.learn(rows, None, False, *sums)
