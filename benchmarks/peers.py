@@ -66,8 +66,9 @@ class Peer:
     def prepare(self) -> None:
         """Libraries are loaded, what is made once is made, and the long fit gets its length."""
         self.fit(SHORT)
-        _, _, self.likelihood = self.fit(FEW)
-        self.long = int(np.clip(LONG_SECONDS / self.iteration(), FEW, MOST))
+        few, _, self.likelihood = self.fit(FEW)
+        if few < LONG_SECONDS:
+            self.long = int(np.clip(LONG_SECONDS / self.iteration(), FEW, MOST))
 
     def fit(self, iterations: int) -> tuple[float, int, float]:
         """Seconds, iterations that were made, and the log-likelihood. RuntimeError where the process ended."""

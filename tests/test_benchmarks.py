@@ -261,10 +261,11 @@ def test_peers_that_are_not_installed_are_called_absent(
     peers = import_module("peers")
     monkeypatch.setattr(peers, "OPTIONAL", {"one that is": "numpy", "another": "no_such_package"})
     monkeypatch.setattr(peers, "onedal_python", lambda folder: "python of oneDAL")
-    found = peers.interpreters("full", tmp_path)
+    wanted = ["scikit-learn", "oneDAL", "one that is", "another"]
+    found = peers.interpreters("full", tmp_path, wanted)
     assert list(found) == ["streamgmm", "scikit-learn", "oneDAL", "one that is"]
     assert capsys.readouterr().out == "another: absent\n"
-    assert list(peers.interpreters("tied", tmp_path)) == ["streamgmm", "scikit-learn"]
+    assert list(peers.interpreters("tied", tmp_path, wanted)) == ["streamgmm", "scikit-learn"]
     assert peers.apart([1.0, np.nan, 1.5]) == 0.5
 
 
@@ -283,6 +284,7 @@ def test_a_pass_beside_what_it_cannot_do_without() -> None:
         "2.00",
         "0.75",
         "1.00",
+        "2.00",
         "2.00",
         "1.00",
         "float32,",
