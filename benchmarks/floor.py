@@ -1,4 +1,4 @@
-"""What a pass costs beside what it cannot do without: reading and decoding every chunk, and two matrix products.
+"""What a pass costs beside a bare read of every chunk and BLAS's two matrix products.
 
     python benchmarks/floor.py                                 # the grid in memory and from zarr, ten minutes
     python benchmarks/floor.py --shapes 8x16 --megabytes 32    # quick and rough
@@ -8,12 +8,13 @@ one BLAS thread in each thread and the tile that is fastest for them. A bare rea
 threads as the pass, and drops it. All take turns in one run; each figure is the median over the rounds.
 
 Prints for rows in memory the products over the E-step with one thread and with two, and one thread over two; and from a
-store with zarr's default compression (bare read + products) over the pass, with two threads. The last column tells how
-much two threads bring where nothing is shared: the products themselves. No pass can have more. "by tiles" is the time
+store with zarr's default compression (bare read + products) over the pass, with two threads. The next column tells how
+much two threads bring where nothing is shared: the products themselves. "by tiles" is the time
 of the same E-step without the compiled loops, tile by tile in NumPy, over that with them, with two threads; "by BLAS"
-that of the loops without fused products, which are for few components. For single
-precision: how much faster one thread is than with double, the kinds of number in both products, and the share of rows
-that its guard leaves to double precision or to the centred form. Last of all, what the loops cost a process.
+that of the loops without fused products, which are for few components, where a pass can be faster than BLAS's products
+alone. For single precision: how much faster one thread is than with double, the kinds of number in both products, and
+the share of rows that its guard leaves to double precision or to the centred form. Last of all, what the loops cost a
+process.
 """
 
 from __future__ import annotations

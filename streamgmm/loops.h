@@ -167,19 +167,21 @@ static void NAME(add_product_with_transpose)(NAME(Gemm) gemm, int m, int l, int 
 }
 
 /* The fused products for the machine whose groups have so many components. */
-static void NAME(densities)(int together, const REAL *z, Index b, const Pairs *pairs, const REAL *eta, REAL *joint) {
+static void NAME(densities)(int together, const REAL *augmented, Index b, const Pairs *pairs,
+                            const REAL *eta, REAL *joint) {
 #if HAS_FUSED
-    (together == 8 ? V4(densities) : V3(densities))(z, b, pairs, eta, joint);
+    (together == 8 ? V4(densities) : V3(densities))(augmented, b, pairs, eta, joint);
 #endif
 }
 
-static void NAME(add_moments)(int together, const REAL *z, Index b, const Pairs *pairs, const REAL *resp, double *tally) {
+static void NAME(add_moments)(int together, const REAL *augmented, Index b, const Pairs *pairs,
+                              const REAL *resp, double *tally) {
 #if HAS_FUSED
-    (together == 8 ? V4(add_moments) : V3(add_moments))(z, b, pairs, resp, tally);
+    (together == 8 ? V4(add_moments) : V3(add_moments))(augmented, b, pairs, resp, tally);
 #endif
 }
 
-/* Whole vectors are read: columns [b, LINE) of a matrix (m, b) become zero. */
+/* Columns [b, LINE) of a matrix (m, b) become zero, for fused products read whole vectors. */
 static void NAME(clear_beyond)(Index m, Index b, REAL *matrix) {
     for (Index j = 0; j < m; j++) memset(matrix + j * LINE + b, 0, (LINE - b) * sizeof(REAL));
 }
@@ -188,11 +190,12 @@ static void NAME(clear_beyond)(Index m, Index b, REAL *matrix) {
    eta (k, F). gemm: BLAS's matrix product for REAL.  whitener: (d, d) W where half the squared length of W z is common
    to all components, else NULL.
 
-   Where there are pairs, products are fused instead, for groups of so many components ``together``.
+   tally: the moments (k, F).  common (d, d): sum w z z^T, with a whitener.  totals (4,): sums of w log p(z), of its
+   square, of w, and of rows left out. Where there are pairs, products are fused, for groups of ``together`` components;
+   then eta and tally are (groups, n, together).
 
-   tally: the moments, (k, F), or (groups, n, together) where products are fused; eta is as large.  common (d, d): sum w z z^T, with a whitener.  totals (4,): sums of w log p(z), of its square, of w,
-   and of rows left out. Returns how many rows were learned: it ends before the first panel that has a row which needs
-   more care than these loops take, one that is far out or has a value that is not finite. */
+   Returns how many rows were learned: it ends before the first panel that has a row which needs more care than these
+   loops take, one that is far out or has a value that is not finite. */
 static Index NAME(learn)(void *gemm, const double *rows, Index n, const double *weights, int omits_nan,
                        const Lens *lens, Index k, const REAL *eta, const REAL *whitener, const Pairs *pairs,
                        int together, REAL *scratch, double *tally, double *common, double *totals) {

@@ -64,8 +64,8 @@ PANEL_ROWS = PANEL
 TOGETHER = components_together()
 #: The same at most, on any machine.
 GROUP = MOST_TOGETHER
-#: With more components BLAS is as fast.
-MOST_FUSED = 32
+#: With more components BLAS is as fast, or faster.
+MOST_FUSED = 24
 
 
 def scratch_numbers(Index d, Index k, Index n_moments, bint shared):
@@ -81,7 +81,7 @@ cdef class Lens:
     reach: (d,) rows with sum reach * z^2 above ``limit`` are not for these loops.  dtype: float64 or float32, that of
     features, densities and products; coordinates and sums are float64.
 
-    eta and whitener can be read as they are used, in ``dtype``. A lens holds scratch space, so one thread at a time may
+    eta and whitener can be read as they are used, in ``dtype``; fused says whether products are. A lens holds scratch space, so one thread at a time may
     use it.
     """
 
@@ -114,6 +114,7 @@ cdef class Lens:
         self.c.limit, self.c.d, self.c.n_moments = limit, d, n_moments
         scratch = _aligned(scratch_size(d, k, n_moments, self.shared), dtype)
         self.eta = np.ascontiguousarray(eta, dtype=dtype)
+        # a product that sums several terms, as the squared length of spherical components does, stays with BLAS
         self.fused = 0 < TOGETHER and k <= MOST_FUSED and len(self.left) == n_moments - 1 - d
         eta = np.ascontiguousarray(self._fuse(self.eta), dtype=dtype) if self.fused else self.eta
         self.tally_shape = eta.shape
@@ -152,8 +153,9 @@ cdef class Lens:
               double[:, ::1] common, double[::1] totals):
         """Add what rows (n, d) with weights (n,), or None where each counts once, tell of the model.
 
-        tally: as ``tally`` makes it; see ``moments``.  common: (d, d) sum w z z^T, where there is a whitener, else None.  totals: (4,) sums of
-        w log p(z), of w (log p(z))^2, of w, and of rows with NaN, which are left out where ``omits_nan``.
+        tally: as ``tally`` makes it; see ``moments``.  common: (d, d) sum w z z^T, where there is a whitener, else None.
+        totals: (4,) sums of w log p(z), of w (log p(z))^2, of w, and of rows with NaN, which are left out where
+        ``omits_nan``.
 
         Returns how many rows were learned. It ends before the first of the panels of ``PANEL_ROWS`` that has a row which
         needs more care than these loops take, one that is far out or has a value that is not finite.
@@ -175,12 +177,14 @@ cdef class Lens:
             whitener_32 = &self.whitener_32[0, 0] if self.shared else NULL
             with nogil:
                 learned = learn_32(sgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_32[0, 0],
-                                   whitener_32, pairs, self.together, &self.scratch_32[0], &tally[0, 0], squares, &totals[0])
+                                   whitener_32, pairs, self.together, &self.scratch_32[0], &tally[0, 0], squares,
+                                   &totals[0])
         else:
             whitener = &self.whitener_64[0, 0] if self.shared else NULL
             with nogil:
                 learned = learn_64(dgemm, &rows[0, 0], n, counts, omits_nan, &self.c, self.k, &self.eta_64[0, 0],
-                                   whitener, pairs, self.together, &self.scratch[0], &tally[0, 0], squares, &totals[0])
+                                   whitener, pairs, self.together, &self.scratch[0], &tally[0, 0], squares,
+                                   &totals[0])
         return learned
 
 
