@@ -38,7 +38,7 @@ GRID = [(2, 8), (8, 16), (16, 32), (64, 16), (32, 128)]
 UNSEEN = [(3, 20), (12, 50), (48, 24)]
 #: Iterations of the short fit, and of one that tells how many make a long one, which are no more than the last. The
 #: slowest peers, which take ten seconds an iteration, never make more than the few.
-SHORT, FEW, MOST = 1, 2, 60
+SHORT, FEW, MOST = 1, 3, 60
 LONG_SECONDS = 2.0
 #: Products of a pass (rows x components x features of a row), which makes ours last some tenths of a second.
 WORK = 10**9
