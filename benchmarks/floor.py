@@ -9,12 +9,11 @@ threads as the pass, and drops it. All take turns in one run; each figure is the
 
 Prints for rows in memory the products over the E-step with one thread and with two, and one thread over two; and from a
 store with zarr's default compression (bare read + products) over the pass, with two threads. The next column tells how
-much two threads bring where nothing is shared: the products themselves. "by tiles" is the time
-of the same E-step without the compiled loops, tile by tile in NumPy, over that with them, with two threads; "by BLAS"
-that of the loops without fused products, which are for few components, where a pass can be faster than BLAS's products
-alone. For single precision: how much faster one thread is than with double, the kinds of number in both products, and
-the share of rows that its guard leaves to double precision or to the centred form. Last of all, what the loops cost a
-process.
+much two threads bring where nothing is shared: the products themselves. "by tiles" is the time of the same E-step
+without the compiled loops, tile by tile in NumPy, over that with them, with two threads; "by BLAS" that of the loops
+without fused products, which are for few components, where a pass can be faster than BLAS's products alone. For single
+precision: how much faster one thread is than with double, the kinds of number in both products, and the share of rows
+that its guard leaves to double precision or to the centred form. Last of all, what the loops cost a process.
 """
 
 from __future__ import annotations

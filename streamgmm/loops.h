@@ -1,7 +1,7 @@
 /* The inner loops of the E-step, for one kind of float; included by loops_kinds.h once for each.
 
    REAL: the kind of float that features, joint densities and their products are made in. BITS: an unsigned integer as
-   wide. NAME(x): x with an ending of its own.
+   wide. NAME(x), V3(x), V4(x): x with an ending of its own, the last two for generations of x86 vector instructions.
 
    Matrices are feature-major, (m, b) with rows LINE numbers apart. Rounding is that of IEEE arithmetic in the order that
    is written here, but that a product and a sum may be one instruction. */
@@ -165,6 +165,31 @@ static void NAME(add_product_with_transpose)(NAME(Gemm) gemm, int m, int l, int 
     if (!in_place)
         for (Index i = 0; i < (Index)m * l; i++) sums[i] += part[i];
 }
+
+#if HAS_FUSED
+#define TARGET __attribute__((target("arch=x86-64-v4")))
+#define WIDTH 64
+#define TOGETHER 8
+#define ROWS 2
+#define FUSED V4
+#include "loops_fused.h"
+#undef TARGET
+#undef WIDTH
+#undef TOGETHER
+#undef ROWS
+#undef FUSED
+#define TARGET __attribute__((target("arch=x86-64-v3")))
+#define WIDTH 32
+#define TOGETHER 4
+#define ROWS 3
+#define FUSED V3
+#include "loops_fused.h"
+#undef TARGET
+#undef WIDTH
+#undef TOGETHER
+#undef ROWS
+#undef FUSED
+#endif
 
 /* The fused products for the machine whose groups have so many components. */
 static void NAME(densities)(int together, const REAL *augmented, Index b, const Pairs *pairs,

@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The inner loops of the E-step as machine code, which holds no lock: what NumPy needs many sweeps for.
 
-The loops themselves are in loops.h. Here is what Python sees of them; every array is checked before it gets there.
+The loops themselves are in loops.h and loops_fused.h. Here is what Python sees of them; every array is checked before it
+gets there.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
@@ -153,7 +154,7 @@ cdef class Lens:
               double[:, ::1] common, double[::1] totals):
         """Add what rows (n, d) with weights (n,), or None where each counts once, tell of the model.
 
-        tally: as ``tally`` makes it; see ``moments``.  common: (d, d) sum w z z^T, where there is a whitener, else None.
+        tally: as ``tally`` makes it; see ``moments``.  common: (d, d) sum w z z^T where there is a whitener, else None.
         totals: (4,) sums of w log p(z), of w (log p(z))^2, of w, and of rows with NaN, which are left out where
         ``omits_nan``.
 

@@ -1,7 +1,7 @@
 /* Both matrix products of the E-step without the features: each is the product of two numbers of the augmented row
    [1; z], and made where it is needed. For mixtures of few components, where BLAS spends much of its time on packing.
 
-   Included by loops_kinds.h for each kind of float and each width of vectors. FUSED(x): x with an ending of its own.
+   Included by loops.h once for each width of vectors. FUSED(x): x with an ending of its own.
    TARGET: the machine that it is made for. WIDTH: bytes of a vector. What is added up stays in registers: of ROWS
    vectors of rows and TOGETHER components, and of MOMENTS moments and TOGETHER components. */
 
@@ -32,7 +32,8 @@ TARGET static void FUSED(densities)(const REAL *augmented, Index b, const Pairs 
 }
 
 /* tally += responsibilities (k, b) @ features^T, for b rows and those up to the next whole vector. */
-TARGET static void FUSED(add_moments)(const REAL *augmented, Index b, const Pairs *pairs, const REAL *resp, double *tally) {
+TARGET static void FUSED(add_moments)(const REAL *augmented, Index b, const Pairs *pairs, const REAL *resp,
+                                      double *tally) {
     enum { LANE = WIDTH / sizeof(REAL) };
     _Static_assert(PANEL % LANE == 0, "a panel is made of whole vectors");
     for (Index t = 0; t < pairs->n; t += MOMENTS)

@@ -110,30 +110,6 @@ typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, i
 #define LOG_SERIES(q) \
     (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9 + q * (1.0 / 11 + q * (1.0 / 13 + q * (1.0 / 15 + q * ( \
     1.0 / 17 + q * (1.0 / 19 + q * (1.0 / 21))))))))))
-#if HAS_FUSED
-#define TARGET __attribute__((target("arch=x86-64-v4")))
-#define WIDTH 64
-#define TOGETHER 8
-#define ROWS 2
-#define FUSED V4
-#include "loops_fused.h"
-#undef TARGET
-#undef WIDTH
-#undef TOGETHER
-#undef ROWS
-#undef FUSED
-#define TARGET __attribute__((target("arch=x86-64-v3")))
-#define WIDTH 32
-#define TOGETHER 4
-#define ROWS 3
-#define FUSED V3
-#include "loops_fused.h"
-#undef TARGET
-#undef WIDTH
-#undef TOGETHER
-#undef ROWS
-#undef FUSED
-#endif
 #include "loops.h"
 #undef REAL
 #undef BITS
@@ -167,28 +143,4 @@ typedef void (*Gemm_32)(char *, char *, int *, int *, int *, float *, float *, i
 #define EXP_SERIES(r) \
     (1.0f + r * (1.0f + r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720)))))))
 #define LOG_SERIES(q) (1.0f / 3 + q * (1.0f / 5 + q * (1.0f / 7 + q * (1.0f / 9))))
-#if HAS_FUSED
-#define TARGET __attribute__((target("arch=x86-64-v4")))
-#define WIDTH 64
-#define TOGETHER 8
-#define ROWS 2
-#define FUSED V4
-#include "loops_fused.h"
-#undef TARGET
-#undef WIDTH
-#undef TOGETHER
-#undef ROWS
-#undef FUSED
-#define TARGET __attribute__((target("arch=x86-64-v3")))
-#define WIDTH 32
-#define TOGETHER 4
-#define ROWS 3
-#define FUSED V3
-#include "loops_fused.h"
-#undef TARGET
-#undef WIDTH
-#undef TOGETHER
-#undef ROWS
-#undef FUSED
-#endif
 #include "loops.h"

@@ -469,3 +469,11 @@ def test_weights_without_meaning_are_refused(bad):
 def test_weights_that_are_no_numbers_are_refused():
     with pytest.raises(StreamGMMError, match="sample_weight"):
         with_weights(open_source(plain_rows()), ["heavy"] * N)
+
+
+@pytest.mark.parametrize("n", [100_000, 100_001, 100_007, 29_137 * 8 // 3])
+def test_an_array_in_memory_is_cut_into_eight_alike_blocks(n: int) -> None:
+    """Not into eight and one of a few rows."""
+    sizes = [block.stop - block.start for block in open_source(np.zeros((n, 8))).blocks()]
+    assert len(sizes) == 8
+    assert max(sizes) - min(sizes) < 8
