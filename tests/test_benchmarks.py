@@ -90,6 +90,9 @@ def test_the_documents_say_how_many_reads_were_measured() -> None:
         asked.append([str(len(mine)), f"{reads:g}", str(most), f"{gap:.1g}", f"{point:.2g}"])
         assert " NO" not in stopping.row("", mine, kind)
     assert [row[1:] for row in documented("data")] == asked
+    gaps = np.array([(x["optimum"] - x["likelihood"]) / x["tol"] for x in lines if kinds[x["cell"]] == "0.8"])
+    far = f"{(gaps > stopping.LARGEST_GAP).sum()} of the {len(gaps)} fits at 0.8 apart are more than 1.5 `tol` from"
+    assert far in " ".join((FOLDER.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8").split())
 
 
 def test_the_documents_say_what_was_measured_of_starts() -> None:
