@@ -15,6 +15,7 @@ import streamgmm
 from streamgmm.errors import ParameterError
 from streamgmm.plotting import draw, save_picture
 from streamgmm.prediction import create_array, is_array
+from streamgmm.sources import uninterrupted
 from streamgmm.summary import aligned, numbered_features, parameter_cells
 from streamgmm.synthetic import Mixture, random_mixture
 
@@ -46,6 +47,7 @@ def claim(directory: Path) -> DemoFiles:
     return files
 
 
+@uninterrupted()
 def _is_demo(store: Path) -> bool:
     return is_array(store) and MARK in zarr.open(str(store), mode="r").attrs
 
@@ -72,7 +74,8 @@ def fill(array: Any, truth: Mixture, seed: int, written: Callable[[int], None]) 
     """Draw the rows of the store chunk by chunk, with no more than one in memory; ``written`` hears of each."""
     chunk_rows = array.chunks[0]
     for i, (rows, _) in enumerate(truth.chunks(array.shape[0], chunk_rows, seed)):
-        array[i * chunk_rows : i * chunk_rows + len(rows)] = rows
+        with uninterrupted():
+            array[i * chunk_rows : i * chunk_rows + len(rows)] = rows
         written(len(rows))
 
 
@@ -110,8 +113,9 @@ def verdict(truth: Mixture, estimate: Mixture, n_rows: int) -> str:
 
 def draw_picture(files: DemoFiles, truth: Mixture, estimate: Mixture) -> None:
     """Write the picture of the first chunk's rows; MissingPackageError where there is no matplotlib."""
-    array: Any = zarr.open(str(files.rows), mode="r")
-    rows = np.asarray(array[: array.chunks[0]])
+    with uninterrupted():
+        array: Any = zarr.open(str(files.rows), mode="r")
+        rows = np.asarray(array[: array.chunks[0]])
     model = streamgmm.GaussianMixture.from_parameters(estimate.weights, estimate.means, estimate.covariances)
     title = f"{len(truth.weights)} components fitted to {array.shape[0]:,} rows"
     save_picture(draw(rows, estimate, truth=truth, labels=model.predict(rows), title=title), files.picture)

@@ -22,7 +22,7 @@ from streamgmm.errors import DataError, DataTypeError, ParameterError
 from streamgmm.executors import each_task, executor_for, single_blas_thread
 from streamgmm.kernel import Scorer, require_densities, scored_tiles
 from streamgmm.protocols import Block, Floats, Source
-from streamgmm.sources import DaskSource, require_reachable
+from streamgmm.sources import DaskSource, require_reachable, uninterrupted
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def total_block(scorer: Scorer, block: Block) -> Totals:
     return Totals(log_likelihood, weight)
 
 
+@uninterrupted()
 def create_array(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: Any, **options: Any) -> Any:
     """A zarr array of our own: every chunk is written and carries a checksum, so a lost or damaged one is seen."""
     return zarr.create_array(
@@ -204,9 +205,15 @@ def write_rows(
         _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return _opened(path)
+
+
+@uninterrupted()
+def _opened(path: Path) -> zarr.Array[Any]:
     return zarr.open_array(path, mode="r")
 
 
+@uninterrupted()
 def is_array(path: Path) -> bool:
     """Whether a zarr array stands at ``path``."""
     try:
@@ -219,7 +226,7 @@ def _require_results(rows: da.Array, path: Path) -> None:
     """ParameterError where what stands at ``path`` is no earlier result of this kind: it might be the data."""
     if not is_array(path):
         raise ParameterError(f"{path} is not a zarr array, so it is not replaced. Choose another path.")
-    shape = zarr.open_array(path, mode="r").shape
+    shape = _opened(path).shape
     if shape[1:] != rows.shape[1:]:
         raise ParameterError(
             f"{path} has shape {shape}, so it holds no results of shape {rows.shape} and is not replaced. Choose "
@@ -265,7 +272,8 @@ def write_block(target: zarr.Array[Any], block: Block) -> int:
                 f"The result of row {block.start + row} is {piece.rows[row]}, which {target.dtype} cannot hold. Give "
                 "a target of a wider type."
             )
-        target[block.start : block.start + len(values)] = values
+        with uninterrupted():
+            target[block.start : block.start + len(values)] = values
     return block.stop - block.start
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,14 @@ def iris() -> np.ndarray:
     rows = np.array(load_iris().data, dtype=np.float64)
     rows.flags.writeable = False
     return rows
+
+
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """Python's own handler of SIGINT. A shell's background jobs ignore that signal, and so does what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def write_zarr(

@@ -47,14 +47,10 @@ def started(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
-def heeding_ctrl_c() -> None:
-    """A shell's background jobs ignore SIGINT, and so do processes that they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_ends_a_fit_with_one_line(store: Path, tmp_path: Path) -> None:
     command = ("fit", store, "--tol", 0, "--max-iter", 100_000, "-k", 8, "-o", tmp_path / "m.sgmm")
-    with started(*command, stdout=subprocess.PIPE, preexec_fn=heeding_ctrl_c) as process:
+    with started(*command, stdout=subprocess.PIPE) as process:
         assert process.stderr is not None
         while not process.stderr.readline().startswith("pass "):
             assert process.poll() is None

@@ -14,6 +14,7 @@ from streamgmm.protocols import Source
 from streamgmm.sources.dask_array import DaskSource
 from streamgmm.sources.dtypes import require_unmasked
 from streamgmm.sources.growing import look, place_key, rows_written
+from streamgmm.sources.interrupts import uninterrupted
 from streamgmm.sources.memory import MemorySource
 from streamgmm.sources.weighted import WeightedSource, checked_weights
 from streamgmm.sources.zarr_array import Reading, ZarrSource, as_it_is_now, open_zarr, pick_array, require_reachable
@@ -33,6 +34,7 @@ __all__ = [
     "rows_written",
     "stamps_of",
     "stored",
+    "uninterrupted",
     "with_weights",
 ]
 

@@ -15,6 +15,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from streamgmm.errors import DataError, ParameterError, SourceError, shown
+from streamgmm.sources.interrupts import uninterrupted
 from streamgmm.sources.listing import chunk_key, held_keys
 from streamgmm.sources.zarr_array import ZarrSource
 
@@ -63,6 +64,7 @@ def place_key(array: zarr.Array[Any]) -> str | None:
     return hashlib.sha256(place.encode()).hexdigest()
 
 
+@uninterrupted()
 def look(array: zarr.Array[Any]) -> Written:
     """Which chunks (shards, where there are any) the store holds now. SourceError where it does not answer."""
     shape = array.shards or array.chunks

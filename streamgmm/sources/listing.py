@@ -13,6 +13,7 @@ import zarr
 from zarr.core.sync import sync
 
 from streamgmm.errors import SourceError
+from streamgmm.sources.interrupts import uninterrupted
 
 #: Chunks that are asked for at a time.
 REQUESTS = 32
@@ -53,6 +54,7 @@ class Absent:
             yield start * self.unit_rows, min(end * self.unit_rows, self.n_rows)
 
 
+@uninterrupted()
 def absent_chunks(array: zarr.Array[Any]) -> Absent:
     """The chunks (shards, where there are any) that the store's listing lacks, and shards without a byte.
 

@@ -20,6 +20,7 @@ from streamgmm.errors import DataError, ParameterError, SourceError, shown
 from streamgmm.protocols import Executor, Piece, Rows
 from streamgmm.sources.dtypes import n_columns, require_real_rows, require_some_rows
 from streamgmm.sources.grid import STORE_BLOCK_BYTES, checked_block_rows, ranges
+from streamgmm.sources.interrupts import uninterrupted
 from streamgmm.sources.listing import absent_chunks
 from streamgmm.sources.packing import Packing, packing_of
 
@@ -79,6 +80,7 @@ class ZarrBlock:
     def _locate_from(self, start: int, row: int, column: int) -> str:
         return self.locate(start + row, column)
 
+    @uninterrupted()
     def _read(self, start: int, stop: int) -> Rows:
         try:
             return np.asarray(self.array[start:stop])
@@ -220,6 +222,7 @@ class ZarrSource:
         return ZarrBlock(self.array, self.name, start, stop, packing=self.packing, omits_nan=self.omits_nan)
 
 
+@uninterrupted()
 def require_reachable(array: zarr.Array[Any], name: str) -> None:
     """SourceError where this process does not find the array in its store: zarr would read every row as fill value."""
     try:
@@ -238,6 +241,7 @@ def require_reachable(array: zarr.Array[Any], name: str) -> None:
         )
 
 
+@uninterrupted()
 def as_it_is_now(x: Any) -> Any:
     """An open zarr array opened again, for a handle does not see that others have appended; anything else as it is.
 
@@ -259,6 +263,7 @@ def _description(array: zarr.Array[Any]) -> tuple[Any, ...]:
     return array.dtype.newbyteorder("="), array.chunks, array.shards, array.shape[1:], repr(array.fill_value)
 
 
+@uninterrupted()
 def open_zarr(path: str | Path, array: str | None, storage_options: dict[str, Any] | None) -> zarr.Array[Any]:
     """The array at ``path``, or the one named ``array`` in the group there. SourceError where there is none."""
     try:
@@ -271,6 +276,7 @@ def open_zarr(path: str | Path, array: str | None, storage_options: dict[str, An
     return pick_array(node, array)
 
 
+@uninterrupted()
 def pick_array(node: zarr.Array[Any] | zarr.Group, array: str | None) -> zarr.Array[Any]:
     """The node itself, or its array named ``array``. SourceError lists what a group holds."""
     if isinstance(node, zarr.Array):
