@@ -25,7 +25,7 @@ from streamgmm.checks import RULES
 from streamgmm.covariance import STRUCTURES
 from streamgmm.errors import MissingPackageError, ParameterError, StreamGMMError
 from streamgmm.prediction import is_array, write_rows
-from streamgmm.sources import open_source
+from streamgmm.sources import open_source, uninterrupted
 
 #: Arguments of open_source that errors advise, alone or in a call of it, and that are options here.
 ADVICE = re.compile(r"""(open_source\(\.\.\., )?\b(array|nan_policy|missing_chunks|decode)=(["']?)(\w+)\3(?(1)\))""")
@@ -279,8 +279,13 @@ def predict(
         typer.echo(f"{output}: {labels.shape[0]:,} labels {labels.dtype} in {chunks} of {labels.chunks[0][0]:,}")
         if nan_policy == "omit":
             step = labels.chunks[0][0]
-            left_out = sum(int((np.asarray(stored[i : i + step]) < 0).sum()) for i in range(0, labels.shape[0], step))
+            left_out = sum(_n_below_zero(stored, i, i + step) for i in range(0, labels.shape[0], step))
             typer.echo(f"{left_out:,} rows have NaN and the label -1")
+
+
+@uninterrupted()
+def _n_below_zero(labels: Any, start: int, stop: int) -> int:
+    return int((np.asarray(labels[start:stop]) < 0).sum())
 
 
 @app.command()

@@ -213,7 +213,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         its first and last block read. Of a dask array 16 blocks are read, spread evenly: changes in others are not
         seen. Where ``random_state`` is a generator, its state is the seed, which every call moves on.
         KeyboardInterrupt leaves what the finished reads found in the attributes, with or without a checkpoint. Ctrl-C
-        waits for the chunk that is being read; pressed twice it does not.
+        waits for the chunk that is being read, on threads for the tasks that are running.
 
         The work runs where dask is set to run, with the same bits everywhere: a client's cluster, processes, threads,
         or the calling thread. Rows in memory stay on threads of this process.

@@ -44,7 +44,7 @@ class PressingStore(LocalStore):
         done = PressingStore.done
         for _ in range(self.times if key.startswith("c/") else 0):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            await asyncio.sleep(0.2)  # enough for who hears it at once
+            await asyncio.sleep(0.5)  # enough for who hears it at once
         found = await work
         done += [key] if key.startswith("c/") else []
         return found
@@ -113,15 +113,30 @@ def test_where_no_one_handles_it_nothing_changes(other: signal.Handlers) -> None
     assert handler() is other
 
 
-def test_a_handler_of_somebody_else_hears_it_once() -> None:
+@pytest.mark.parametrize("heard_within", [[0], [0, 2], [0, 2, 3]])
+def test_a_handler_that_does_not_raise_hears_every_press(heard_within: list[int]) -> None:
     heard: list[int] = []
-    own = lambda number, frame: heard.append(number)  # noqa: E731
+
+    def own(number: int, frame: Any) -> None:
+        heard.append(number)
+
     signal.signal(signal.SIGINT, own)
     with uninterrupted():
-        pressed()
-        assert heard == []
-    assert heard == [signal.SIGINT]
+        for n_heard in heard_within:
+            pressed()
+            assert len(heard) == n_heard
+    assert len(heard) == len(heard_within)
     assert handler() is own
+
+
+def test_a_handler_that_is_set_on_the_way_stays() -> None:
+    """Such as that of a first Ctrl-C, which lets a second one kill."""
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    with uninterrupted():
+        pressed()
+        pressed()
+        assert handler() is signal.SIG_IGN
+    assert handler() is signal.SIG_IGN
 
 
 def test_other_threads_leave_the_handler_alone(tmp_path: Path) -> None:

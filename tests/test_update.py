@@ -151,6 +151,7 @@ def interrupted(saved: Path, path: Path, seconds: float) -> bool:
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
         model.update(path, stop=ROWS)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
     except KeyboardInterrupt:
         came = True
     finally:

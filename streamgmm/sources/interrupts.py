@@ -8,50 +8,56 @@ then waits for ever, and so does whoever reads next in this process.
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-Handler = Callable[[int, FrameType | None], Any]
-
 
 class _Later:
-    """A handler that keeps the first signal for later, and gives a second one to ``handler`` at once."""
+    """A handler in place of ``handler`` that keeps a signal for later. A second one puts ``handler`` back at once."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
         self.handler = handler
-        self.kept: tuple[int, FrameType | None] | None = None
+        self.kept = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.kept is None:
-            self.kept = (number, frame)
-        else:
-            self.kept = None
-            self.handler(number, frame)
+        self.kept += 1
+        if self.kept > 1:
+            self.end()
 
-    def now(self) -> None:
-        """What was kept for later."""
-        if self.kept is not None:
-            self.handler(*self.kept)
+    def end(self) -> None:
+        """Put ``handler`` back, where nobody has set another since, and raise again what was kept."""
+        kept, self.kept = self.kept, 0
+        in_force: Any = signal.getsignal(signal.SIGINT)
+        if in_force is self:
+            signal.signal(signal.SIGINT, self.handler)
+        for _ in range(kept):
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block; a second one does not, for a store may never answer.
+    """Ctrl-C waits for the end of the block; pressed twice it does not, for a store may never answer.
 
     Changes nothing in other threads, which Python never interrupts, and where SIGINT has no handler.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    elsewhere = threading.current_thread() is not threading.main_thread()
-    if elsewhere or not callable(handler) or isinstance(handler, _Later):
-        yield
-        return
-    later = _Later(handler)
-    signal.signal(signal.SIGINT, later)
+    later = _put_off()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        later.now()
+        if later is not None:
+            later.end()
+
+
+def _put_off() -> _Later | None:
+    """What is in force from now on; None where nothing is to be put off, or something else does."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or isinstance(handler, _Later):
+        return None
+    later = _Later(handler)
+    try:
+        signal.signal(signal.SIGINT, later)
+    except ValueError:  # not in the main thread
+        return None
+    return later
