@@ -53,7 +53,7 @@ def test_a_store_counts_its_reads() -> None:
             data.reads()
 
 
-@pytest.mark.parametrize("script", ["reads", "stopping"])
+@pytest.mark.parametrize("script", ["reads", "stopping", "order"])
 def test_what_was_measured_can_be_gone_on_from(script: str) -> None:
     cells, results = (import_module(name) for name in ("cells", "results"))
     lines = results.read(FOLDER / "measured" / f"{script}.jsonl")
@@ -92,7 +92,23 @@ def test_the_documents_say_how_many_reads_were_measured() -> None:
     assert [row[1:] for row in documented("data")] == asked
     gaps = np.array([(x["optimum"] - x["likelihood"]) / x["tol"] for x in lines if kinds[x["cell"]] == "0.8"])
     far = f"{(gaps > stopping.LARGEST_GAP).sum()} of the {len(gaps)} fits at 0.8 apart are more than 1.5 `tol` from"
-    assert far in " ".join((FOLDER.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8").split())
+    assert far in explained()
+
+
+def explained() -> str:
+    """How-it-works.md on one line."""
+    return " ".join((FOLDER.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8").split())
+
+
+def test_the_documents_say_how_often_the_order_of_rows_mattered() -> None:
+    cells, order, results = (import_module(name) for name in ("cells", "order", "results"))
+    lines = results.read(FOLDER / "measured" / "order.jsonl")
+    assert {(line["cell"], line["seed"]) for line in lines} == {(c.name, s) for c in cells.CELLS for s in range(3)}
+    near = {name: sum(order.difference(x, name) <= limit for x in lines) for name, limit in order.LIMITS.items()}
+    assert f"with `tol=1e-8` {near['tight']} of {len(lines)} pairs end within $10^{{-6}}$ nats a row" in explained()
+    assert f"by default {near['default']} of {len(lines)} within 2 `tol`" in explained()
+    apart = {x["cell"] for x in lines for name, limit in order.LIMITS.items() if order.difference(x, name) > limit}
+    assert apart <= {cell.name for cell in cells.CELLS if cell.kind == "0.8"}
 
 
 def test_the_documents_say_what_was_measured_of_starts() -> None:
