@@ -4,7 +4,8 @@
     python benchmarks/order.py --results order.jsonl --cells 'gaussian-d2-*' --seeds 2    # a short form
 
 The rows of the cells of benchmarks/reads.py, sorted by their first feature and shuffled, from the same given start: the
-optimum of a sample of the sorted ones. (Another order puts other rows into the sample, so the bits are not the same.)
+optimum of a sample of the sorted ones. (From a given start the sample is drawn by what rows hold, and digits that
+depend on the order of additions are left out of what a read tells; what this cannot exclude is counted here.)
 
 Prints for each cell the largest difference of the mean log-likelihood (nats a row) of the two fits over the seeds, with
 tol=1e-8 and, as a multiple of tol, with the default; the reads of both (median, worst); and whether the differences are

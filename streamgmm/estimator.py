@@ -80,7 +80,8 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         rows nearest to each of k random ones. "samples": mean and variances of a few random rows each. "random": the
         moments under random responsibilities.
     weights_init, means_init, precisions_init : array-like or None
-        Given starting values (k,), (k, d) and in the shape of ``precisions_``; with all three no start is searched.
+        Given starting values (k,), (k, d) and in the shape of ``precisions_``; with all three no start is searched, and
+        with solver="auto" the order of the rows does not matter, unless many are copies of each other.
     random_state : int, numpy RandomState or Generator, or None
         Where one 128-bit seed is drawn from for each fit, and for each ``sample``. The seed of a fit is saved with the
         model. An integer gives the same seed each time; None a fresh one.
@@ -111,8 +112,9 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
     prior_rows : float or None
         Rows that a given mixture counts for when batches are learned after it. None: 30 for every free parameter.
     sample_rows : int or None
-        Rows of the sample. None: 300 for every free parameter where they take at most 64 MiB, else 100; at least
-        20,000, and at most 512 MiB. For "em" and "incremental", which only seek their starts on it: 100 k (d + 1).
+        Rows of the sample; about as many where a whole start is given. None: 300 for every free parameter where they
+        take at most 64 MiB, else 100; at least 20,000, and at most 512 MiB. For "em" and "incremental", which only seek
+        their starts on it: 100 k (d + 1).
     compute_dtype : {"float64", "float32"}
         In what passes over the data make features, densities and matrix products; sums are always float64. "float32" is
         faster, and mostly good to 1e-6 nats a row and 1e-6 of a deviation, to 1e-4 at worst. Where it would be worse,

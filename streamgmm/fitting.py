@@ -19,6 +19,7 @@ from streamgmm.checks import (
     checked_weights,
 )
 from streamgmm.covariance import AbstractCovariance
+from streamgmm.draw import Copies, Draw
 from streamgmm.errors import DataError, ParameterError, RegularisationWarning, warn
 from streamgmm.executors import FAN_IN, SerialExecutor, executor_for
 from streamgmm.growth import Witness
@@ -100,11 +101,12 @@ def fit(
         executor = executor.sized(plan.blocks_per_task)
         log.rows, log.bytes = source.n_rows, plan.read_bytes
         keeper = keeper_for(source, executor)
+        given = last is not None or not settings.seeks_start
         if keeper.kept is None:
-            seeks = SOLVERS[settings.solver].on_sample or (last is None and settings.seeks_start)
-            kept = keeper.begin(
-                _first_reads(opened, source, executor, sample_weight, keeper.seed, size, log, seeks=seeks)
-            )
+            learns = SOLVERS[settings.solver].on_sample
+            sampling = {"seeks": learns or not given, "any_order": learns and given}
+            first = _first_reads(opened, source, executor, sample_weight, keeper.seed, size, log, **sampling)
+            kept = keeper.begin(first)
         else:
             kept = keeper.kept
             log.records.extend(kept.records)
@@ -117,7 +119,6 @@ def fit(
                 starts = starting_parameters(sample, source.n_features, settings, keeper.seed, log, last)
             chosen = last is None and all(given is None for given in settings.given)
             rows = Rows(source, executor, sample.frame, settings.single)
-            given = last is not None or not settings.seeks_start
             outcome, interrupt = _solved(Job(rows, sample, settings, starts, chosen, given, keeper.seed, log, keeper))
     origin = {"seed": f"{keeper.seed:032x}", "block_rows": plan.block_rows, **provenance()}
     return _found(opened, source, kept, outcome, origin, interrupt, log)
@@ -133,12 +134,13 @@ def _first_reads(
     log: Log,
     *,
     seeks: bool,
+    any_order: bool,
 ) -> Kept:
     """The pilot, and the record of the rows of a store that it read."""
     store = stored(opened)
     witness = None if store is None else Witness(store, executor)
     reader = executor if witness is None else witness.executor
-    pilot, n_pilots, complete = _pilot(source, reader, sample_weight, seed, size, log, seeks=seeks)
+    pilot, n_pilots, complete = _pilot(source, reader, sample_weight, seed, size, log, seeks=seeks, any_order=any_order)
     return Kept(pilot, n_pilots, complete, None if witness is None else witness.record())
 
 
@@ -246,7 +248,16 @@ def _sample(pilot: Pilot, settings: Settings, seed: int, *, complete: bool) -> I
     products = m * settings.n_components * (1 + d + settings.structure.quadratic.size(d))
     threaded = executor_for(open_source(pilot.sample, block_rows=BLOCK_ROWS))
     with threaded if products >= THREADED_PRODUCTS else nullcontext(SerialExecutor()) as executor:
-        yield Sample.of(pilot.sample, pilot.sample_weights, frame, executor, seed, pilot.n_rows, complete=complete)
+        yield Sample.of(
+            pilot.sample,
+            pilot.sample_weights,
+            frame,
+            executor,
+            seed,
+            pilot.n_rows,
+            complete=complete,
+            any_order=pilot.any_order,
+        )
 
 
 def fit_plan(source: Source, executor: Executor, settings: Settings, size: int) -> Plan:
@@ -256,7 +267,9 @@ def fit_plan(source: Source, executor: Executor, settings: Settings, size: int) 
     models = settings.n_init if solver.at_once else 1
     # each start that is followed on the sample leaves a mixture and its statistics
     kept = 2 * settings.n_init * value_bytes(structure, k, d) if solver.on_sample else 0
-    learned = calibration_bytes(size, settings.n_parameters(d)) if solver.on_sample and size < source.n_rows else 0
+    learned = 0
+    if solver.on_sample and size < source.n_rows:  # in the pilot another sample is drawn beside that by number
+        learned = max(calibration_bytes(size, settings.n_parameters(d)), Copies.most_bytes(size, d))
     carried = 0
     if solver.keeps_blocks:
         n_blocks = len(source.blocks())
@@ -372,28 +385,50 @@ def same_shape(last: MixtureParams, settings: Settings, d: int, what: str = "war
 
 
 def _pilot(
-    source: Source, executor: Executor, sample_weight: Any, seed: int, size: int, log: Log, *, seeks: bool
+    source: Source,
+    executor: Executor,
+    sample_weight: Any,
+    seed: int,
+    size: int,
+    log: Log,
+    *,
+    seeks: bool,
+    any_order: bool = False,
 ) -> tuple[Pilot, int, bool]:
     """The pilot, how many reads it took, and whether its sample holds all rows that count.
 
     Two reads where most of the rows drawn for the sample did not count.
 
-    seeks: whether a start will be sought on the sample; without one a small sample is enough.
+    seeks: whether a start will be sought on the sample; without one a small sample is enough.  any_order: whether the
+    sample should be the same in whatever order rows lie; see ``draw``.
     """
     countable = _countable(source.n_rows, sample_weight)
     n = source.n_rows if countable is None else len(countable)
-    drawn = sample_index(seed, n, size)
-    pilot = take_pilot(source, executor, drawn if countable is None else countable[drawn])
+
+    def taken(size: int) -> Pilot:
+        drawn = sample_index(seed, n, size)
+        draw = Draw.of(seed, n, size) if any_order and size < n else None
+        return take_pilot(source, executor, drawn if countable is None else countable[drawn], draw)
+
+    def told(taken: Pilot, n_reads: int, drawn: int) -> tuple[Pilot, int, bool]:
+        if any_order and drawn < n and not taken.any_order:
+            log.say(
+                "many rows are copies of each other, so the sample is drawn by row number: rows in another order make "
+                "another sample"
+            )
+        return taken, n_reads, drawn == n
+
+    size = min(n, size)
+    pilot = taken(size)
     found = len(pilot.sample)
-    more = min(n, MOST_DRAWN, size * len(drawn) // max(found, 1))
-    if not seeks or found >= len(drawn) / 2 or more <= len(drawn):
-        return pilot, 1, len(drawn) == n
+    more = min(n, MOST_DRAWN, size * size // max(found, 1))
+    if not seeks or found >= size / 2 or more <= size:
+        return told(pilot, 1, size)
     log.say(
-        f"{found:,} of the {len(drawn):,} rows drawn for the start count, the others have weight zero or NaN: one more "
-        f"read draws {more:,}"
+        f"{found:,} of the {size:,} rows drawn for the start count, the others have weight zero or NaN: one more read "
+        f"draws {more:,}"
     )
-    drawn = sample_index(seed, n, more)
-    return take_pilot(source, executor, drawn if countable is None else countable[drawn]), 2, len(drawn) == n
+    return told(taken(more), 2, more)
 
 
 def _tell_skipped(pilot: Pilot, source: Source, settings: Settings, log: Log) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
 import numpy as np
 
+from streamgmm.draw import Copies, Draw
 from streamgmm.errors import DataError, NothingLeftError, NumericalError
 from streamgmm.linalg import power_of_two
 from streamgmm.protocols import Block, Executor, Floats, Integers, Readable
@@ -26,18 +27,22 @@ SMALLEST_VARIANCE = 1e-290
 class Survey:
     """What a run of blocks leaves behind in the pilot read: moments about their own mean, and its rows of the sample.
 
-    sample: (rows, weights) of each block, in order, as views that no merge copies.
+    sample: (rows, weights) of each block, in order, as views that no merge copies.  copies: of each block, the rows
+    that were drawn by what they hold.
     """
 
     moments: SufficientStats
     sample: tuple[tuple[Floats, Floats], ...]
+    copies: tuple[Copies, ...] = ()
 
     def __add__(self, other: Survey) -> Survey:
         """Chan, Golub & LeVeque (1979): both sides are moved to the mean of the two, so that nothing large cancels."""
         a, b = self.moments, other.moments
         scale = np.minimum(a.scale, b.scale)
         mean = _mean_of(a, b)
-        return Survey(a.about(mean, scale) + b.about(mean, scale), self.sample + other.sample)
+        return Survey(
+            a.about(mean, scale) + b.about(mean, scale), self.sample + other.sample, self.copies + other.copies
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +51,8 @@ class Pilot:
 
     mean (d,), covariance (d, d): of all rows, in the data's units. n_rows, n_skipped: rows that count and rows that are
     left out. weight: the sum of their weights.
-    sample (m, d), sample_weights (m,): rows drawn uniformly without replacement, in row order.
+    sample (m, d), sample_weights (m,): rows drawn uniformly without replacement, in row order; or, where ``any_order``,
+    by what they hold: the same ones in whatever order rows lie, each once, with the weight of all its copies.
     """
 
     mean: Floats
@@ -56,6 +62,7 @@ class Pilot:
     weight: float
     sample: Floats
     sample_weights: Floats
+    any_order: bool = False
 
     def frame(self, *, isotropic: bool) -> Frame:
         """Coordinates with the sample's medians at zero and deviations in [0.5, 1); one scale for all where isotropic.
@@ -76,12 +83,13 @@ class Pilot:
         return Frame(shift, power_of_two(np.sqrt(variances)))
 
 
-def take_pilot(source: Readable, executor: Executor, sample_index: Integers) -> Pilot:
+def take_pilot(source: Readable, executor: Executor, sample_index: Integers, draw: Draw | None = None) -> Pilot:
     """Read every row once. sample_index: (m,) rising row numbers to bring back.
 
+    draw: of rows by what they hold, which are the sample where they are an even one.
     Raises DataError where a value is not finite or all weights are zero; NumericalError where squares overflow.
     """
-    survey = executor.map_reduce(survey_block, sample_index, source.blocks(), source.graph)
+    survey = executor.map_reduce(survey_block, (sample_index, draw), source.blocks(), source.graph)
     moments = survey.moments
     if not moments.n_rows:
         raise NothingLeftError(
@@ -110,9 +118,14 @@ def take_pilot(source: Readable, executor: Executor, sample_index: Integers) -> 
             f"The variance of feature {feature} of {source.name} underflows float64: its values differ by less than "
             "about 1e-145. Multiply it by a power of ten."
         )
-    sample = np.concatenate([np.empty((0, len(mean))), *(rows for rows, _ in survey.sample)])
-    weights = np.concatenate([np.empty(0), *(weights for _, weights in survey.sample)])
-    return Pilot(mean, covariance, moments.n_rows, moments.n_skipped, moments.weight, sample, weights)
+    copies = Copies.joined(survey.copies, len(mean))
+    drawn = draw is not None and copies.even(sum(len(rows) for rows, _ in survey.sample))
+    if drawn:
+        sample, weights = copies.rows, copies.weights
+    else:
+        sample = np.concatenate([np.empty((0, len(mean))), *(rows for rows, _ in survey.sample)])
+        weights = np.concatenate([np.empty(0), *(weights for _, weights in survey.sample)])
+    return Pilot(mean, covariance, moments.n_rows, moments.n_skipped, moments.weight, sample, weights, drawn)
 
 
 def survey_rows(d: int) -> int:
@@ -120,15 +133,18 @@ def survey_rows(d: int) -> int:
     return max(FEWEST_SURVEY_ROWS, SURVEY_NUMBERS // d)
 
 
-def survey_block(sample_index: Integers, block: Block) -> Survey:
+def survey_block(wanted: tuple[Integers, Draw | None], block: Block) -> Survey:
     """Moments of one block about its own mean, and those of its rows that are in the sample (row, ascending)."""
+    sample_index, draw = wanted
     d = block.n_features
     plain = Frame(np.zeros(d), np.ones(d))
     surveys = (
-        Survey(_moments(tile), _sampled(tile, sample_index))
+        Survey(_moments(tile), _sampled(tile, sample_index), () if draw is None else _drawn(tile, draw))
         for tile in tiles(block, plain, OUTER, survey_rows(d), products=False)
     )
-    return reduce(add, surveys)
+    survey = reduce(add, surveys)
+    # copies of a row may be many: one of each block is kept
+    return replace(survey, copies=(Copies.joined(survey.copies, d),)) if survey.copies else survey
 
 
 def _moments(tile: Tile) -> SufficientStats:
@@ -154,10 +170,24 @@ def _sampled(tile: Tile, sample_index: Integers) -> tuple[tuple[Floats, Floats],
     """
     x = tile.features[1:]
     ends = np.searchsorted(sample_index, (tile.row, tile.row + x.shape[1]))
-    columns = sample_index[ends[0] : ends[1]] - tile.row
+    columns, weights = _that_count(tile, sample_index[ends[0] : ends[1]] - tile.row)
+    return ((x.T[columns], weights),) if len(columns) else ()
+
+
+def _drawn(tile: Tile, draw: Draw) -> tuple[Copies, ...]:
+    """The same of the rows of a tile that are drawn by what they hold."""
+    keys = draw.keys(tile.features[1:])
+    columns, weights = _that_count(tile, np.flatnonzero(keys < np.uint64(draw.limit)))
+    copies = Copies(tile.features[1:].T[columns] + 0.0, keys[columns], weights, np.ones(len(columns)))
+    many = 2 * len(columns) > len(keys)  # one row is often repeated, and must not take the memory of a block
+    return (copies.distinct() if many else copies,) if len(columns) else ()
+
+
+def _that_count(tile: Tile, columns: Integers) -> tuple[Integers, Floats]:
+    """Those of these rows of a tile that count for something, and their weights."""
     weights = np.ones(len(columns)) if tile.weights is None else tile.weights[columns]
     counts = weights > 0
-    return ((x.T[columns[counts]], weights[counts]),) if counts.any() else ()
+    return columns[counts], weights[counts]
 
 
 def _mean_of(*parts: SufficientStats) -> Floats:

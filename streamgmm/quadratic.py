@@ -32,6 +32,10 @@ class AbstractQuadratic(ABC):
     def stretch(self, factor: Floats) -> Floats:
         """(q,) factors by which Q(z) grows when z grows by ``factor`` (d,), feature by feature."""
 
+    def mapped(self, sums: Floats, matrices: Floats) -> Floats:
+        """(k, q) sums of Q(A z) from those of Q(z), A (k, d, d): diagonal unless all products are summed."""
+        return np.asarray(sums * [self.stretch(np.diagonal(matrix)) for matrix in matrices])
+
     @abstractmethod
     def terms(self, d: int) -> tuple[Integers, Integers, Integers]:
         """(left, right, into): the sum of z[left] z[right] over terms with the same ``into`` is that product."""
@@ -58,6 +62,9 @@ class Outer(AbstractQuadratic):
 
     def stretch(self, factor: Floats) -> Floats:
         return self.bilinear(factor, factor)
+
+    def mapped(self, sums: Floats, matrices: Floats) -> Floats:
+        return pack(matrices @ unpack(sums, matrices.shape[-1]) @ np.swapaxes(matrices, -1, -2))
 
     def terms(self, d: int) -> tuple[Integers, Integers, Integers]:
         i, j = _triangle(d)

@@ -58,7 +58,8 @@ class SampleBlock:
 class Sample:
     """rows (m, d) in random order, their weights (m,) or None, and where their passes run.
 
-    n_rows: rows that the sample was drawn from.  complete: whether it holds all of them that count.
+    n_rows: rows that the sample was drawn from.  complete: whether it holds all of them that count.  any_order: whether
+    it is the same in whatever order these lie.
     """
 
     rows: Floats
@@ -67,15 +68,25 @@ class Sample:
     executor: Executor
     n_rows: int
     complete: bool
+    any_order: bool = False
 
     @classmethod
     def of(
-        cls, rows: Floats, weights: Floats, frame: Frame, executor: Executor, seed: int, n_rows: int, *, complete: bool
+        cls,
+        rows: Floats,
+        weights: Floats,
+        frame: Frame,
+        executor: Executor,
+        seed: int,
+        n_rows: int,
+        *,
+        complete: bool,
+        any_order: bool = False,
     ) -> Sample:
         """rows (m, d) and weights (m,) in any order that does not depend on chance."""
         order = stream(seed, Purpose.SAMPLE_ORDER).permutation(len(rows))
         alike = bool((weights == 1.0).all())
-        return cls(rows[order], None if alike else weights[order], frame, executor, n_rows, complete)
+        return cls(rows[order], None if alike else weights[order], frame, executor, n_rows, complete, any_order)
 
     def __len__(self) -> int:
         return len(self.rows)

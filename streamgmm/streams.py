@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     EXPECTED = 4
     BLOCK_ORDER = 5
     SAMPLE_ORDER = 6
+    SAMPLE_VALUES = 7
 
 
 def draw_seed(random_state: Any) -> int:

@@ -19,6 +19,7 @@ from conftest import write_zarr
 
 from streamgmm import open_source
 from streamgmm.covariance import STRUCTURES
+from streamgmm.draw import Draw
 from streamgmm.executors import single_blas_thread
 from streamgmm.kernel import e_step, prepare, tile_rows, workspace_bytes
 from streamgmm.params import MixtureParams
@@ -215,7 +216,7 @@ def test_a_piece_is_gone_before_the_next_one_is_read(name, weighted, n):
         block = WeightedBlock(block, MemoryBlock(np.ones(n), 0))
     calls = {
         "e_step": lambda: e_step((scorer,), block),
-        "survey": lambda: survey_block(np.arange(0, n, 7), block),
+        "survey": lambda: survey_block((np.arange(0, n, 7), Draw.of(0, n, n // 7)), block),
         "score": lambda: score_block(scorer, LABELS, block),
         "total": lambda: total_block(scorer, block),
     }

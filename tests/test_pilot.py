@@ -144,7 +144,7 @@ def test_what_blocks_leave_behind_does_not_grow_with_their_rows():
     """A sample of a few rows out of many tiles: only tiles that hold one of them may leave something."""
     rows = np.random.default_rng(0).normal(size=(400_000, 1))
     (block,) = open_source(rows, block_rows=len(rows)).blocks()
-    assert len(survey_block(np.array([3, 5, 399_999]), block).sample) <= 3
+    assert len(survey_block((np.array([3, 5, 399_999]), None), block).sample) <= 3
 
 
 @pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])

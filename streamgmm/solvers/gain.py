@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
 
 from streamgmm.errors import NumericalError
 from streamgmm.free_energy import ExpectedLogJoint, regularisation, regularised_gain
 from streamgmm.kernel import m_step
+from streamgmm.linalg import inverse_choleskys, power_of_two
 from streamgmm.params import MixtureParams
+from streamgmm.protocols import Floats
+from streamgmm.quadratic import OUTER
 from streamgmm.stats import SufficientStats
+
+#: The part of what ends a fit that the digits of a likelihood tell at least; and of its root, those of moments.
+TOLD, TOLD_MOMENTS = 2.0**-10, 2.0**-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +30,28 @@ class Point:
     @classmethod
     def of(cls, params: MixtureParams, stats: SufficientStats) -> Point:
         return cls(params, stats.per_weight().about(params.means, stats.scale))
+
+    def rounded(self, tol: float) -> Point:
+        """The same without the last digits, which the order in which rows are added up decides.
+
+        On a plateau they would decide where a fit ends. What is left out could change the optimum by next to nothing
+        beside ``tol``, nats a row: the likelihood by TOLD tol, and the moments, in deviations of the component, by
+        TOLD_MOMENTS sqrt(tol), for at an optimum the likelihood changes with their square.
+        """
+        stats, (k, d) = self.stats, self.params.means.shape
+        grain = min(TOLD_MOMENTS * sqrt(tol), TOLD_MOMENTS) / power_of_two(stats.mass)[:, None]
+        whitening = inverse_choleskys(self.params.covariance.dense(k, d), "covariance of component {}") / stats.scale
+        roots = np.asarray(np.linalg.inv(whitening), dtype=np.float64)
+        mass = _rounded(stats.mass[:, None], grain)
+        first = roots @ _rounded((whitening @ stats.first[:, :, None])[..., 0], grain)[:, :, None]
+        second = stats.quadratic.mapped(_rounded(stats.quadratic.mapped(stats.second, whitening), grain), roots)
+        common = stats.common
+        if common.size:
+            of_all = _rounded(OUTER.mapped(common[None], whitening[:1]), grain.max())
+            common = OUTER.mapped(of_all, roots[:1])[0]
+        moments = np.concatenate([mass, first[..., 0], second], axis=1)
+        log_likelihood = float(_rounded(np.array(stats.log_likelihood), TOLD * tol))
+        return replace(self, stats=replace(stats, moments=moments, common=common, log_likelihood=log_likelihood))
 
     @property
     def log_likelihood(self) -> float:
@@ -92,3 +121,7 @@ def gained(before: Point, after: Point, reg_covar: float) -> float:
     shares = np.array([of.stats.mass for of in (before, after)])
     taken = np.array([regularisation(of.params, reg_covar) for of in (before, after)])
     return regularised_gain(after.log_likelihood - before.log_likelihood, shares, taken)
+
+
+def _rounded(values: Floats, grain: Floats | float) -> Floats:
+    return np.asarray(np.rint(values / grain) * grain)

@@ -1,0 +1,270 @@
+"""From a given start it does not matter in which order rows lie: the sample is the same, and so is every step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from mixtures import KINDS, UNFINISHED, as_given, assert_identical, mixture_of
+from support import Case
+
+from streamgmm import GaussianMixture, open_source
+from streamgmm.draw import Draw
+from streamgmm.executors import SerialExecutor
+from streamgmm.kernel import e_step, prepare
+from streamgmm.params import MixtureParams
+from streamgmm.pilot import Pilot, take_pilot
+from streamgmm.solvers.gain import Point
+from streamgmm.sources import with_weights
+from streamgmm.stats import Frame
+from streamgmm.streams import sample_index
+from streamgmm.synthetic import recipe
+
+
+def pilot_of(rows: np.ndarray, size: int, seed: int = 1, block_rows: int | None = None, weights: Any = None) -> Pilot:
+    source = with_weights(open_source(rows, block_rows=block_rows), weights)
+    n = source.n_rows
+    return take_pilot(source, SerialExecutor(), sample_index(seed, n, size), Draw.of(seed, n, size))
+
+
+def assert_same_sample(one: Pilot, other: Pilot) -> None:
+    assert one.any_order
+    assert other.any_order
+    np.testing.assert_array_equal(one.sample, other.sample)
+    np.testing.assert_array_equal(one.sample_weights, other.sample_weights)
+
+
+# -- the sample ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32), st.integers(1, 700), st.integers(1, 3), st.booleans())
+def test_any_order_and_any_blocks_give_the_same_sample(seed: int, block_rows: int, copies: int, weighted: bool) -> None:
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([rng.normal(size=(600, 2)), rng.normal(size=(20, 2)).repeat(copies, axis=0)])
+    weights = rng.uniform(0.1, 3.0, len(rows)) if weighted else np.ones(len(rows))
+    order = rng.permutation(len(rows))
+    one = pilot_of(rows, 300, weights=weights)
+    assert_same_sample(one, pilot_of(rows[order], 300, block_rows=block_rows, weights=weights[order]))
+
+
+def hostile_rows(name: str) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    n = 40_000
+    return {
+        "normal": rng.normal(size=(n, 3)),
+        "one feature": rng.normal(size=(n, 1)),
+        "single precision": rng.normal(size=(n, 2)).astype(np.float32).astype(np.float64),
+        "whole numbers in an order": np.stack([np.arange(n) + 1e6, np.full(n, 3.0)], axis=1),
+        "a grid": np.stack(np.divmod(np.arange(n), 200), axis=1) + 1024.0,
+        "nearly alike": 1.0 + 1e-13 * rng.integers(0, 2**13, (n, 4)),
+        "opposite signs": rng.choice([-1.0, 1.0], (n, 1)) * (1.0 + np.arange(n)[:, None]),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["normal", "one feature", "single precision", "whole numbers in an order", "a grid", "nearly alike",
+     "opposite signs"],
+)  # fmt: skip
+def test_the_keys_of_rows_are_uniform_and_do_not_hang_together(name: str) -> None:
+    """In 64 cells by the key of a row and, where there is one, that of its neighbour in the order of the rows."""
+    keys = Draw.of(3, 10, 1).keys(np.ascontiguousarray(hostile_rows(name).T))
+    cells = np.bincount((keys >> np.uint64(58)).astype(int), minlength=64)
+    pairs = np.bincount(((keys[1:] >> np.uint64(61)) * 8 + (keys[:-1] >> np.uint64(61))).astype(int), minlength=64)
+    for counts in (cells, pairs):
+        expected = counts.sum() / 64
+        chi_squared = ((counts - expected) ** 2 / expected).sum()
+        assert chi_squared < 63 + 5 * np.sqrt(2 * 63)
+
+
+def test_every_row_is_as_likely_as_any_other() -> None:
+    """Zeros, infinitesimal and huge values too: over 2,000 seeds each of them is drawn a fifth of the time."""
+    rows = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [5e-324, 0.0], [1e300, -1e300], [3.0, 3.0]])
+    x = np.ascontiguousarray(rows.T)
+    draws = [Draw.of(seed, 5, 1) for seed in range(2_000)]
+    shares = np.mean([draw.keys(x) < np.uint64(draw.limit) for draw in draws], axis=0)
+    np.testing.assert_allclose(shares, 0.2, atol=4 * np.sqrt(0.16 / 2_000))
+
+
+def test_another_seed_draws_other_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(5_000, 2))
+    one, other = (pilot_of(rows, 500, seed).sample for seed in (1, 2))
+    both = {tuple(row) for row in one} & {tuple(row) for row in other}
+    assert len(both) < 100  # 50 by chance
+
+
+def test_units_that_are_powers_of_two_draw_the_same_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(3_000, 2))
+    one, other = pilot_of(rows, 500), pilot_of(rows * [2.0**40, 2.0**-7], 500)
+    np.testing.assert_array_equal(one.sample * [2.0**40, 2.0**-7], other.sample)
+
+
+def test_negative_zero_is_zero() -> None:
+    rows = np.random.default_rng(0).normal(size=(3_000, 2))
+    rows[:, 0] = 0.0
+    assert_same_sample(pilot_of(rows, 500), pilot_of(rows * [-1.0, 1.0], 500))
+
+
+def test_copies_are_drawn_together_and_count_as_often() -> None:
+    rows = np.random.default_rng(1).normal(size=(3_000, 2))
+    some = rows[:60]
+    pilot = pilot_of(np.concatenate([rows, some]), 1_000)
+    assert pilot.any_order
+    twice = {tuple(row) for row in some}
+    for row, weight in zip(pilot.sample, pilot.sample_weights, strict=True):
+        assert weight == (2.0 if tuple(row) in twice else 1.0)
+    assert 0 < (pilot.sample_weights == 2.0).sum() < 60
+
+
+def test_rows_that_do_not_count_are_not_drawn() -> None:
+    rows = np.random.default_rng(1).normal(size=(4_000, 2))
+    weights = np.arange(4_000) % 4
+    pilot = pilot_of(rows, 1_000, weights=weights)
+    counting = {tuple(row): weight for row, weight in zip(rows, weights, strict=True) if weight}
+    assert [counting[tuple(row)] for row in pilot.sample] == list(pilot.sample_weights)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 1.0])
+def test_where_one_row_is_many_the_sample_is_by_number(share: float) -> None:
+    """Such a row would be in the sample with all of its copies or not at all."""
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(20_000, 2))
+    rows[rng.random(20_000) < share] = [0.25, 4.0]
+    for seed in range(6):
+        pilot = pilot_of(rows, 2_000, seed, block_rows=3_000)
+        assert not pilot.any_order
+        np.testing.assert_array_equal(pilot.sample, rows[sample_index(seed, 20_000, 2_000)])
+        assert (pilot.sample_weights == 1.0).all()
+
+
+def test_where_all_rows_are_many_the_sample_is_by_number() -> None:
+    rows = np.random.default_rng(3).integers(0, 5, (20_000, 2)).astype(float)
+    assert not pilot_of(rows, 2_000).any_order
+
+
+# -- what is told of all rows ----------------------------------------------------------------------------------------
+
+
+def point_at(params: MixtureParams, rows: np.ndarray) -> Point:
+    frame = Frame(np.zeros(rows.shape[1]), np.full(rows.shape[1], 0.5))
+    block = open_source(rows).blocks()[0]
+    return Point.of(params, e_step((prepare(params, frame),), block).values[0])
+
+
+def assert_same_digits(one: Point, other: Point) -> None:
+    for name in ("moments", "common", "log_likelihood"):
+        np.testing.assert_array_equal(getattr(one.stats, name), getattr(other.stats, name), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tol", [1e-4, 1e-8])
+def test_the_order_of_rows_does_not_reach_the_digits_that_are_kept(kind: str, tol: float) -> None:
+    case = Case(3, 4, 3_000, 8)
+    params, rows = case.mixture(kind), case.rows()
+    one, other = point_at(params, rows), point_at(params, rows[np.random.default_rng(0).permutation(len(rows))])
+    assert one.log_likelihood != other.log_likelihood or (one.stats.moments != other.stats.moments).any()
+    assert_same_digits(one.rounded(tol), other.rounded(tol))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_left_out_does_not_matter_beside_tol(kind: str) -> None:
+    """EM's own step and its gain are those of all digits to much less than ``tol``."""
+    case = Case(3, 4, 3_000, 8)
+    point = point_at(case.mixture(kind), case.rows())
+    for tol in (1e-2, 1e-5, 1e-10):
+        rounded = point.rounded(tol)
+        assert abs(rounded.log_likelihood - point.log_likelihood) <= 1e-3 * tol
+        step, other = point.em_step(0.0), rounded.em_step(0.0)
+        np.testing.assert_allclose(other.weights, step.weights, rtol=1e-3 * np.sqrt(tol))
+        np.testing.assert_allclose(other.means, step.means, atol=1e-2 * np.sqrt(tol))
+        np.testing.assert_allclose(other.covariance.values, step.covariance.values, atol=1e-2 * np.sqrt(tol))
+
+
+@pytest.mark.parametrize("kind", ["full", "tied"])
+@pytest.mark.parametrize("deviation", [1e-3, 1e-5])
+def test_features_that_nearly_determine_each_other_stay_positive_definite(kind: str, deviation: float) -> None:
+    """Digits are left out in the deviations of a component in its own axes, however thin it is."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(5_000, 2))
+    rows[:, 1] = rows[:, 0] + deviation * rows[:, 1]
+    params = mixture_of(rows, (rows[:, 0] > 0).astype(int), kind)
+    point = point_at(params, rows)
+    step, other = (of.em_step(0.0).covariance.root(2, 2) for of in (point, point.rounded(1e-6)))
+    np.testing.assert_allclose(other.precision_diagonal, step.precision_diagonal, rtol=1e-5)
+
+
+def test_a_component_without_rows_stays_one() -> None:
+    case = Case(2, 2, 500, 8)
+    point = point_at(case.mixture("full"), case.rows())
+    moments = point.stats.moments.copy()
+    moments[0] = 0.0
+    rounded = replace(point, stats=replace(point.stats, moments=moments)).rounded(1e-6)
+    np.testing.assert_array_equal(rounded.stats.moments[0], 0.0)
+
+
+# -- fits ------------------------------------------------------------------------------------------------------------
+
+
+def overlapping(seed: int = 19) -> tuple[np.ndarray, dict[str, Any]]:
+    """Rows in random order, and a start that is the optimum of none of them."""
+    rows, labels = recipe(4, 3, 20_000, 1.0, seed)
+    return rows, as_given(mixture_of(rows, labels, "full"))
+
+
+@pytest.mark.parametrize("tol", [None, 1e-8])
+def test_sorted_and_shuffled_rows_give_the_same_bits(tol: float | None, tmp_path: Any) -> None:
+    shuffled, start = overlapping()
+    in_order = shuffled[np.argsort(shuffled[:, 0], kind="stable")]
+    model = GaussianMixture(4, sample_rows=4_000, tol=tol, max_iter=200, random_state=0, **start)
+    one = model.fit(write_zarr(tmp_path, in_order, 1_000))
+    assert one.n_passes_ > 2
+    other = GaussianMixture(**{**model.get_params(), "covariance_type": "full"}).fit(shuffled)
+    assert_identical(one, other)
+    np.testing.assert_allclose(one.lower_bounds_, other.lower_bounds_, rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "full"])
+def test_other_structures_and_weights_too(kind: str) -> None:
+    rows, labels = recipe(3, 2, 20_000, 1.5, 4)
+    weights = np.random.default_rng(0).integers(1, 3, len(rows)).astype(float)
+    model = GaussianMixture(
+        3, covariance_type=kind, sample_rows=3_000, random_state=0, **as_given(mixture_of(rows, labels, kind))
+    )
+    order = np.argsort(rows[:, 1], kind="stable")
+    one = model.fit(rows, sample_weight=weights)
+    other = GaussianMixture(**model.get_params()).fit(rows[order], sample_weight=weights[order])
+    assert one.n_passes_ > 2
+    assert_identical(one, other)
+
+
+def test_a_warm_start_is_a_given_one() -> None:
+    rows, start = overlapping()
+    found = []
+    for order in (np.arange(len(rows)), np.argsort(rows[:, 0], kind="stable")):
+        model = GaussianMixture(4, sample_rows=4_000, warm_start=True, max_iter=1, random_state=0, **start)
+        with UNFINISHED:
+            model.fit(rows)
+        found.append(model.set_params(max_iter=100).fit(rows[order]))
+    assert_identical(*found)
+
+
+def test_the_log_likelihoods_that_are_told_have_all_their_digits() -> None:
+    rows, start = overlapping()
+    model = GaussianMixture(4, sample_rows=4_000, random_state=0, **start).fit(rows)
+    with UNFINISHED:
+        first = GaussianMixture(4, max_iter=1, solver="em", **start).fit(rows)
+    assert model.lower_bounds_[0] == pytest.approx(first.lower_bounds_[0], rel=1e-14)
+    assert model.history_[1].log_likelihood == model.lower_bounds_[0]
+
+
+def test_the_log_says_where_the_order_matters_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    rows, start = overlapping()
+    rows[::2] = np.round(rows[::2])
+    with caplog.at_level("INFO", logger="streamgmm"):
+        GaussianMixture(4, sample_rows=4_000, random_state=0, **start).fit(rows)
+    assert "many rows are copies of each other" in caplog.text
