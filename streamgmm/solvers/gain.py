@@ -17,19 +17,24 @@ from streamgmm.quadratic import OUTER
 from streamgmm.stats import SufficientStats
 
 #: The part of what ends a fit that the digits of a likelihood tell at least; and of its root, those of moments.
-TOLD, TOLD_MOMENTS = 2.0**-10, 2.0**-12
+TOLD, TOLD_MOMENTS = 2.0**-6, 2.0**-12
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """What a read of all rows told of ``params``: their statistics per row, about their means."""
+    """What a read of all rows told of ``params``: their statistics per row, about their means.
+
+    log_likelihood: nats a row, as steps in memory know it; that of ``stats`` has all its digits.
+    """
 
     params: MixtureParams
     stats: SufficientStats
+    log_likelihood: float
 
     @classmethod
     def of(cls, params: MixtureParams, stats: SufficientStats) -> Point:
-        return cls(params, stats.per_weight().about(params.means, stats.scale))
+        stats = stats.per_weight().about(params.means, stats.scale)
+        return cls(params, stats, stats.log_likelihood)
 
     def rounded(self, tol: float) -> Point:
         """The same without the last digits, which the order in which rows are added up decides.
@@ -51,11 +56,7 @@ class Point:
             common = OUTER.mapped(of_all, roots[:1])[0]
         moments = np.concatenate([mass, first[..., 0], second], axis=1)
         log_likelihood = float(_rounded(np.array(stats.log_likelihood), TOLD * tol))
-        return replace(self, stats=replace(stats, moments=moments, common=common, log_likelihood=log_likelihood))
-
-    @property
-    def log_likelihood(self) -> float:
-        return self.stats.log_likelihood
+        return Point(self.params, replace(stats, moments=moments, common=common), log_likelihood)
 
     def em_step(self, reg_covar: float) -> MixtureParams:
         """NumericalError where it degenerates."""
@@ -120,7 +121,7 @@ def gained(before: Point, after: Point, reg_covar: float) -> float:
     """What the second point gains over the first, nats a row; see ``regularised_gain``."""
     shares = np.array([of.stats.mass for of in (before, after)])
     taken = np.array([regularisation(of.params, reg_covar) for of in (before, after)])
-    return regularised_gain(after.log_likelihood - before.log_likelihood, shares, taken)
+    return regularised_gain(after.stats.log_likelihood - before.stats.log_likelihood, shares, taken)
 
 
 def _rounded(values: Floats, grain: Floats | float) -> Floats:

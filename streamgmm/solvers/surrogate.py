@@ -161,11 +161,9 @@ class Progress:
     def after(self, stats: SufficientStats, sample: Sample, tol: float, reg_covar: float) -> Progress:
         """After a read at ``next``. NumericalError where EM's own step degenerates."""
         point = Point.of(self.next, stats)
-        log_likelihood = point.log_likelihood
         if sample.any_order and tol > 0.0:
             point = point.rounded(tol)
         told = self._told(point, reg_covar)
-        last = self.bounds[-1] if self.bounds else nan
         best = told.best
         assert best is not None
         enough = 0.5 * max(tol, ROUNDING * abs(best.log_likelihood)) if tol > 0.0 else -inf
@@ -193,15 +191,14 @@ class Progress:
             promise=way.gain,
             gap=gap,
             converged=converged,
-            bounds=(*self.bounds, last if told.rejected else log_likelihood),
             first_gap=self.first_gap if told.judged or gap <= FAR * lacking else gap,
             judged=True,
             weight=stats.weight,
             record=PassRecord(
-                iteration=len(self.bounds) + 1,
+                iteration=len(told.bounds),
                 restart=0,
-                log_likelihood=log_likelihood,
-                change=log_likelihood - last,
+                log_likelihood=point.stats.log_likelihood,
+                change=point.stats.log_likelihood - self.bounds[-1] if self.bounds else nan,
                 converged=converged,
                 predicted_gap=gap,
                 inner_steps=way.n_steps,
@@ -226,14 +223,16 @@ class Progress:
 
     def _told(self, point: Point, reg_covar: float) -> Progress:
         """What the read of ``point`` says of those before it, and of the sample."""
+        bounds = (*self.bounds, point.stats.log_likelihood)
         if self.best is None:
-            return replace(self, best=point)
+            return replace(self, best=point, bounds=bounds)
         change = gained(self.best, point, reg_covar)
         sound = not self.trail.strayed or point.has_em_step(reg_covar)
         if self.certain or (sound and change >= -ROUNDING * abs(point.log_likelihood)):
             return replace(
                 self,
                 best=point,
+                bounds=bounds,
                 others=(*self.others, self.best)[-MOST_OTHERS:],
                 most_steps=1 if self.misled else min(MOST_STEPS, 2 * self.most_steps),
                 rejections=0,
@@ -241,8 +240,11 @@ class Progress:
                 trusted=self.trail.strayed or change >= self.promise.bound,
                 trail=self.trail.went_on(change),
             )
+        bounds = (*self.bounds, self.bounds[-1])
         others = (*self.others, point)[-MOST_OTHERS:]
-        taken_back = replace(self, others=others, rejected=True, trusted=False, trail=self.trail.taken_back())
+        taken_back = replace(
+            self, bounds=bounds, others=others, rejected=True, trusted=False, trail=self.trail.taken_back()
+        )
         if self.trail.strayed:  # that was not the sample's word
             return taken_back
         misled = self.misled or self.promise.estimate - change > MISLED * self.caution * self.promise.error
