@@ -100,5 +100,4 @@ class Draw:
         for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=True):
             found ^= found >> shift
             found *= multiplier
-        found ^= found >> HALF
         return found

@@ -236,7 +236,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
     def _fit(self, X: Any, sample_weight: Any, checkpoint: str | Path | None = None) -> Fit:
         settings = Settings.of(self.get_params(deep=False))
         log = Log(int(self.verbose), int(self.verbose_interval), int(self.max_iter))
-        last = self._params() if self.warm_start and hasattr(self, "weights_") else None
+        last = self._last()
         seed = draw_seed(self.random_state)
         source = self._open(X, sample_weight, reset=True)
 
@@ -266,7 +266,12 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         settings = Settings.of(self.get_params(deep=False))
         source = open_source(X if is_store(X) or is_lazy(X) else _array(X))
         with executor_for(source) as executor:
-            return fit_plan(source, executor, settings, sample_size(source, settings))
+            given = self._last() is not None or not settings.seeks_start
+            return fit_plan(source, executor, settings, sample_size(source, settings), given=given)
+
+    def _last(self) -> MixtureParams | None:
+        """Where a warm start begins."""
+        return self._params() if self.warm_start and hasattr(self, "weights_") else None
 
     def fit_predict(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> Any:
         """Fit, then the label of every row: the component with the largest responsibility."""

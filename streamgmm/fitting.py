@@ -95,13 +95,13 @@ def fit(
         executor.everywhere(opened.checks)
         source = counted(opened, executor, settings, log)
         size = sample_size(source, settings)
-        plan = fit_plan(source, executor, settings, size)
+        given = last is not None or not settings.seeks_start
+        plan = fit_plan(source, executor, settings, size, given=given)
         for line in (str(plan), *plan.remarks):
             log.say(line)
         executor = executor.sized(plan.blocks_per_task)
         log.rows, log.bytes = source.n_rows, plan.read_bytes
         keeper = keeper_for(source, executor)
-        given = last is not None or not settings.seeks_start
         if keeper.kept is None:
             learns = SOLVERS[settings.solver].on_sample
             sampling = {"seeks": learns or not given, "any_order": learns and given}
@@ -260,16 +260,19 @@ def _sample(pilot: Pilot, settings: Settings, seed: int, *, complete: bool) -> I
         )
 
 
-def fit_plan(source: Source, executor: Executor, settings: Settings, size: int) -> Plan:
-    """The plan of the passes of a fit whose sample has ``size`` rows. MemoryPlanError where they would not fit."""
+def fit_plan(source: Source, executor: Executor, settings: Settings, size: int, *, given: bool) -> Plan:
+    """The plan of the passes of a fit whose sample has ``size`` rows. MemoryPlanError where they would not fit.
+
+    given: whether no start is sought, so that in the pilot another sample is drawn beside that by number.
+    """
     k, structure, d = settings.n_components, settings.structure, source.n_features
     solver = SOLVERS[settings.solver]
     models = settings.n_init if solver.at_once else 1
     # each start that is followed on the sample leaves a mixture and its statistics
     kept = 2 * settings.n_init * value_bytes(structure, k, d) if solver.on_sample else 0
-    learned = 0
-    if solver.on_sample and size < source.n_rows:  # in the pilot another sample is drawn beside that by number
-        learned = max(calibration_bytes(size, settings.n_parameters(d)), Copies.most_bytes(size, d))
+    learned = calibration_bytes(size, settings.n_parameters(d)) if solver.on_sample and size < source.n_rows else 0
+    if given and solver.on_sample:
+        learned = max(learned, Copies.most_bytes(size, d))
     carried = 0
     if solver.keeps_blocks:
         n_blocks = len(source.blocks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +12,19 @@ from conftest import write_zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from mixtures import KINDS, UNFINISHED, as_given, assert_identical, mixture_of
+from samples import part, whole
 from support import Case
 from test_checkpoint import StoppedError, stopped_after
 
 from streamgmm import GaussianMixture, open_source
-from streamgmm.draw import Draw
+from streamgmm.covariance import STRUCTURES
+from streamgmm.draw import Copies, Draw
 from streamgmm.executors import SerialExecutor
 from streamgmm.kernel import e_step, prepare
 from streamgmm.params import MixtureParams
-from streamgmm.pilot import Pilot, take_pilot
+from streamgmm.pilot import Pilot, survey_block, take_pilot
 from streamgmm.solvers.gain import Point
+from streamgmm.solvers.surrogate import Progress
 from streamgmm.sources import with_weights
 from streamgmm.stats import Frame
 from streamgmm.streams import sample_index
@@ -108,7 +112,9 @@ def test_units_that_are_powers_of_two_draw_the_same_rows() -> None:
 def test_negative_zero_is_zero() -> None:
     rows = np.random.default_rng(0).normal(size=(3_000, 2))
     rows[:, 0] = 0.0
-    assert_same_sample(pilot_of(rows, 500), pilot_of(rows * [-1.0, 1.0], 500))
+    one, other = pilot_of(rows, 500), pilot_of(rows * [-1.0, 1.0], 500)
+    assert_same_sample(one, other)
+    assert not np.signbit(other.sample[:, 0]).any()
 
 
 def test_copies_are_drawn_together_and_count_as_often() -> None:
@@ -143,9 +149,47 @@ def test_where_one_row_is_many_the_sample_is_by_number(share: float) -> None:
         assert (pilot.sample_weights == 1.0).all()
 
 
-def test_where_all_rows_are_many_the_sample_is_by_number() -> None:
-    rows = np.random.default_rng(3).integers(0, 5, (20_000, 2)).astype(float)
-    assert not pilot_of(rows, 2_000).any_order
+@pytest.mark.parametrize("rows", ["twenty-five values", "each three times"])
+def test_where_all_rows_are_many_the_sample_is_by_number(rows: str) -> None:
+    """Each three times, as many rows are drawn as by number, but only a third of them tell something new."""
+    rng = np.random.default_rng(3)
+    few = rng.integers(0, 5, (21_000, 2)).astype(float)
+    thrice = rng.normal(size=(7_000, 2)).repeat(3, axis=0)
+    for seed in range(6):
+        assert not pilot_of(few if rows == "twenty-five values" else thrice, 2_000, seed).any_order
+
+
+def drawn(rows: Any, keys: Any, weights: Any) -> Copies:
+    return Copies(np.array(rows), np.array(keys, dtype=np.uint64), np.array(weights), np.ones(len(keys)))
+
+
+def test_copies_are_added_up_in_one_order() -> None:
+    """Three weights whose sum depends on its order, and rows that share a key and are not the same."""
+    one, two = [[3.0, 1.0], [6.0, 1.0], [3.0, 1.0]], [[3.0, 1.0], [-1.0, 2.0]]
+    parts = [drawn(one, [7, 7, 7], [0.1, 5.0, 0.2]), drawn(two, [7, 2], [0.3, 1.0])]
+    joined, other = Copies.joined(parts, 2), Copies.joined(parts[::-1], 2)
+    np.testing.assert_array_equal(joined.rows, [[-1.0, 2.0], [3.0, 1.0], [6.0, 1.0]])
+    np.testing.assert_allclose(joined.weights, [1.0, 0.6, 5.0])
+    np.testing.assert_array_equal(joined.numbers, [1, 3, 1])
+    np.testing.assert_array_equal(joined.keys, [2, 7, 7])
+    for name in ("rows", "weights", "numbers", "keys"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(joined, name))
+
+
+def test_a_block_of_copies_leaves_one_row_and_takes_no_memory() -> None:
+    rows = np.full((400_000, 2), 1.5)
+    (block,) = open_source(rows, block_rows=400_000).blocks()
+    everything = Draw(start=1, limit=2**64 - 1)
+    tracemalloc.start()
+    try:
+        survey = survey_block((np.arange(0), everything), block)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    (copies,) = survey.copies
+    np.testing.assert_array_equal(copies.rows, [[1.5, 1.5]])
+    np.testing.assert_array_equal(copies.numbers, [400_000])
+    assert peak < rows.nbytes / 4
 
 
 # -- what is told of all rows ----------------------------------------------------------------------------------------
@@ -155,6 +199,10 @@ def point_at(params: MixtureParams, rows: np.ndarray) -> Point:
     frame = Frame(np.zeros(rows.shape[1]), np.full(rows.shape[1], 0.5))
     block = open_source(rows).blocks()[0]
     return Point.of(params, e_step((prepare(params, frame),), block).values[0])
+
+
+def point_at_sample(rows: np.ndarray, params: MixtureParams) -> Point:
+    return Point.of(params, whole(rows).read(params))
 
 
 def assert_same_digits(one: Point, other: Point) -> None:
@@ -178,11 +226,11 @@ def test_what_is_left_out_does_not_matter_beside_tol(kind: str) -> None:
     """EM's own step and its gain are those of all digits to much less than ``tol``."""
     case = Case(3, 4, 3_000, 8)
     point = point_at(case.mixture(kind), case.rows())
-    for tol in (1e-2, 1e-5, 1e-10):
+    for tol in (1e-2, 1e-5, 1e-10, 1e9):
         rounded = point.rounded(tol)
-        assert abs(rounded.log_likelihood - point.log_likelihood) <= 0.01 * tol
+        assert abs(rounded.log_likelihood - point.log_likelihood) <= 0.01 * min(tol, 1.0)
         assert rounded.stats.log_likelihood == point.log_likelihood
-        step, other = point.em_step(0.0), rounded.em_step(0.0)
+        step, other, tol = point.em_step(0.0), rounded.em_step(0.0), min(tol, 1.0)
         np.testing.assert_allclose(other.weights, step.weights, rtol=1e-3 * np.sqrt(tol))
         np.testing.assert_allclose(other.means, step.means, atol=1e-2 * np.sqrt(tol))
         np.testing.assert_allclose(other.covariance.values, step.covariance.values, atol=1e-2 * np.sqrt(tol))
@@ -256,6 +304,38 @@ def test_a_warm_start_is_a_given_one() -> None:
     assert_identical(*found)
 
 
+def test_where_most_rows_are_left_out_too(tmp_path: Any) -> None:
+    """A second read draws as many as it takes."""
+    rows, start = overlapping()
+    holes = np.full((60_000, 3), np.nan)
+    holes[::3] = rows
+    found = []
+    for order in (np.arange(60_000), np.argsort(holes[:, 0], kind="stable")):
+        model = GaussianMixture(4, sample_rows=3_000, random_state=0, **start)
+        found.append(model.fit(open_source(holes[order], nan_policy="omit")))
+    assert_identical(*found)
+
+
+def test_with_tol_zero_every_digit_counts() -> None:
+    rows, labels = recipe(4, 3, 20_000, 1.0, 19)
+    start = mixture_of(rows, labels, "full")
+    sample = replace(part(rows[:4_000], 20_000), any_order=True)
+    stats, exact = whole(rows).read(start), point_at_sample(rows, start)
+    for tol, digits in ((0.0, exact), (1e-6, exact.rounded(1e-6))):
+        best = Progress.at(start, sample).after(stats, sample, tol, 0.0).best
+        np.testing.assert_array_equal(best.stats.moments, digits.stats.moments)
+        assert best.log_likelihood == digits.log_likelihood
+
+
+@pytest.mark.parametrize("given", [(), ("means_init",)])
+def test_where_a_start_is_sought_rows_are_drawn_by_number(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = []
+    monkeypatch.setattr("streamgmm.fitting.take_pilot", lambda *of: draws.append(of[3]) or take_pilot(*of))
+    rows, start = overlapping()
+    GaussianMixture(4, sample_rows=4_000, random_state=0, **{name: start[name] for name in given}).fit(rows)
+    assert draws == [None]
+
+
 def test_a_checkpoint_goes_on_with_the_same_sample(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, start = overlapping()
     model = GaussianMixture(4, sample_rows=4_000, tol=1e-8, random_state=0, **start)
@@ -281,3 +361,16 @@ def test_the_log_says_where_the_order_matters_all_the_same(caplog: pytest.LogCap
     with caplog.at_level("INFO", logger="streamgmm"):
         GaussianMixture(4, sample_rows=4_000, random_state=0, **start).fit(rows)
     assert "many rows are copies of each other" in caplog.text
+
+
+def test_the_plan_of_a_given_start_counts_both_samples() -> None:
+    """Here, where the parameters are so many that no more is kept of the sample's rows later."""
+    k, d, m = 8, 8, 100_000
+    rows = np.random.default_rng(0).normal(size=(150_000, d))
+    start = MixtureParams(
+        np.full(k, 1 / k), np.zeros((k, d)), STRUCTURES["full"](np.broadcast_to(np.eye(d), (k, d, d)))
+    )
+    sought, given = (GaussianMixture(k, sample_rows=m, **of).plan(rows) for of in ({}, as_given(start)))
+    warm = GaussianMixture.from_parameters(start.weights, start.means, start.covariance.values)
+    warm.set_params(n_components=k, sample_rows=m, warm_start=True)
+    assert given.peak_bytes == warm.plan(rows).peak_bytes >= sought.peak_bytes + 2 * 8 * m * d

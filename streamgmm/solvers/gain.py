@@ -43,8 +43,8 @@ class Point:
         beside ``tol``, nats a row: the likelihood by TOLD tol, and the moments, in deviations of the component, by
         TOLD_MOMENTS sqrt(tol), for at an optimum the likelihood changes with their square.
         """
-        stats, (k, d) = self.stats, self.params.means.shape
-        grain = min(TOLD_MOMENTS * sqrt(tol), TOLD_MOMENTS) / power_of_two(stats.mass)[:, None]
+        stats, (k, d), tol = self.stats, self.params.means.shape, min(tol, 1.0)
+        grain = TOLD_MOMENTS * sqrt(tol) / power_of_two(stats.mass)[:, None]
         whitening = inverse_choleskys(self.params.covariance.dense(k, d), "covariance of component {}") / stats.scale
         roots = np.asarray(np.linalg.inv(whitening), dtype=np.float64)
         mass = _rounded(stats.mass[:, None], grain)
