@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from streamgmm.protocols import Floats
+from streamgmm.protocols import Floats, Integers
 from streamgmm.streams import Purpose, stream
 
 #: An array of numbers that rows are drawn by.
 Keys = np.ndarray[Any, np.dtype[np.uint64]]
-#: The sign and the significand of a float64. Exponents are left out, so that units that are powers of two change none.
-DIGITS = np.uint64(0x800F_FFFF_FFFF_FFFF)
 #: Odd multipliers and shifts of SplitMix64 (Steele, Lea & Flood 2014, Figure 16).
 MULTIPLIERS = np.array([0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB], dtype=np.uint64)
 SHIFTS = np.array([30, 27], dtype=np.uint64)
@@ -28,6 +26,10 @@ HALF = np.uint64(32)
 LEAST_EVEN = 0.75
 #: Standard deviations by which there may be more or fewer rows than by number.
 MOST_DEVIATIONS = 8.0
+#: A tile may have so many times the rows that are expected of it, and so many more, before copies are sought in it.
+MANY, MORE = 2.0, 64
+#: Digits of the weight of copies, whose last ones depend on the order in which their weights are added up.
+WEIGHT_DIGITS = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +50,8 @@ class Copies:
 
     @staticmethod
     def most_bytes(n_rows: int, d: int) -> int:
-        """Bytes of so many rows as they are drawn, and of a copy of them."""
-        return 2 * 8 * n_rows * (d + 3)
+        """Bytes of so many rows as they are drawn, and of two copies of them."""
+        return 3 * 8 * n_rows * (d + 3)
 
     def distinct(self) -> Copies:
         """The same in the order of their keys, one row for all that are equal, with the sum of their weights."""
@@ -68,13 +70,22 @@ class Copies:
         sums = (np.add.reduceat(values[order], firsts) for values in (self.weights, self.numbers))
         return Copies(rows[firsts], keys[firsts], *sums)
 
-    def even(self, expected: float) -> bool:
-        """Whether this is as good a sample as one by number that has so many rows: of as many rows but for chance, few
-        of which are copies. Rows that are repeated often are either in it, or missing."""
-        n_rows = float(self.numbers.sum())
-        if n_rows == 0.0 or abs(n_rows - expected) > MOST_DEVIATIONS * sqrt(2.0 * expected):
-            return False
-        return n_rows**2 / float(self.numbers @ self.numbers) >= LEAST_EVEN * n_rows
+    @property
+    def row_weights(self) -> Floats:
+        """(m,) the weights, whichever of the copies came first."""
+        fraction, exponent = np.frexp(self.weights)
+        settled = np.ldexp(np.rint(np.ldexp(fraction, WEIGHT_DIGITS)), exponent - WEIGHT_DIGITS)
+        return np.where(self.numbers > 1.0, settled, self.weights)
+
+    def even(self, others: Copies) -> bool:
+        """Whether this is as good a sample as others that were drawn by number: as many rows but for chance, and few
+        copies in both. A row that is repeated often is in the one with all its copies, or missing; and if it is
+        missing, the others have it."""
+        n_rows, expected = self.numbers.sum(), others.numbers.sum()
+        apart = abs(n_rows - expected) > MOST_DEVIATIONS * sqrt(2.0 * expected)
+        return not apart and all(
+            of.numbers.sum() >= LEAST_EVEN * (of.numbers @ of.numbers) > 0.0 for of in (self, others)
+        )
 
 
 @dataclass(frozen=True)
@@ -86,15 +97,35 @@ class Draw:
 
     @classmethod
     def of(cls, seed: int, n_rows: int, size: int) -> Draw:
-        """About ``size`` out of ``n_rows`` rows, fewer than all."""
+        """About ``size`` out of ``n_rows`` rows, or all of them."""
         start = stream(seed, Purpose.SAMPLE_VALUES).integers(2**64, dtype=np.uint64)
-        return cls(int(start), (size << 64) // n_rows)
+        return cls(int(start), (min(size, n_rows) << 64) // n_rows)
+
+    @property
+    def all_rows(self) -> bool:
+        return self.limit >= 2**64
+
+    def drawn(self, keys: Keys) -> Integers:
+        """The numbers of those of some rows that are drawn."""
+        return np.flatnonzero(keys < np.uint64(self.limit))
+
+    def many(self, n_drawn: int, n_rows: int) -> bool:
+        """Whether so many of ``n_rows`` rows are drawn that some may be copies."""
+        return n_drawn > MANY * self.limit / 2**64 * n_rows + MORE
+
+    def order(self, rows: Floats, weights: Floats) -> Integers:
+        """One order (m,) of rows (m, d) with weights (m,), in whatever order they come."""
+        return np.lexsort((weights, self.keys(rows.T)))
+
+    def by_number(self, rows: Floats, weights: Floats) -> Copies:
+        """Rows (m, d) that were drawn by their number."""
+        return Copies(rows, self.keys(rows.T), weights, np.ones(len(rows))).distinct()
 
     def keys(self, x: Floats) -> Keys:
         """(b,) a number of each of the feature-major rows x (d, b), uniform in [0, 2**64) whatever their values are."""
         found = np.full(x.shape[1], self.start, dtype=np.uint64)
         for feature in x:
-            found ^= (feature + 0.0).view(np.uint64) & DIGITS  # -0.0 is 0.0
+            found ^= (feature + 0.0).view(np.uint64)  # -0.0 is 0.0
             found *= MULTIPLIERS[0]
             found ^= found >> HALF
         for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=True):

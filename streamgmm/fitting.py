@@ -104,8 +104,11 @@ def fit(
         keeper = keeper_for(source, executor)
         if keeper.kept is None:
             learns = SOLVERS[settings.solver].on_sample
-            sampling = {"seeks": learns or not given, "any_order": learns and given}
-            first = _first_reads(opened, source, executor, sample_weight, keeper.seed, size, log, **sampling)
+            any_order = learns and given
+            first = _first_reads(
+                opened, source, executor, sample_weight, keeper.seed, size, log, seeks=learns or not given,
+                any_order=any_order,
+            )  # fmt: skip
             kept = keeper.begin(first)
         else:
             kept = keeper.kept
@@ -271,9 +274,8 @@ def fit_plan(source: Source, executor: Executor, settings: Settings, size: int, 
     # each start that is followed on the sample leaves a mixture and its statistics
     kept = 2 * settings.n_init * value_bytes(structure, k, d) if solver.on_sample else 0
     learned = calibration_bytes(size, settings.n_parameters(d)) if solver.on_sample and size < source.n_rows else 0
-    if given and solver.on_sample:
-        learned = max(learned, Copies.most_bytes(size, d))
-    carried = 0
+    drawn = Copies.most_bytes(size, d) if given and solver.on_sample and size < source.n_rows else 0
+    learned, carried = max(learned, drawn), drawn
     if solver.keeps_blocks:
         n_blocks = len(source.blocks())
         kept += held_bytes(n_blocks, group_size(n_blocks), structure, k, d, settings.n_init)
@@ -408,30 +410,30 @@ def _pilot(
     countable = _countable(source.n_rows, sample_weight)
     n = source.n_rows if countable is None else len(countable)
 
-    def taken(size: int) -> Pilot:
+    def take(size: int) -> Pilot:
         drawn = sample_index(seed, n, size)
-        draw = Draw.of(seed, n, size) if any_order and size < n else None
+        draw = Draw.of(seed, n, size) if any_order else None
         return take_pilot(source, executor, drawn if countable is None else countable[drawn], draw)
 
-    def told(taken: Pilot, n_reads: int, drawn: int) -> tuple[Pilot, int, bool]:
-        if any_order and drawn < n and not taken.any_order:
+    def taken(pilot: Pilot, n_reads: int, size: int) -> tuple[Pilot, int, bool]:
+        if any_order and not pilot.any_order:
             log.say(
                 "many rows are copies of each other, so the sample is drawn by row number: rows in another order make "
                 "another sample"
             )
-        return taken, n_reads, drawn == n
+        return pilot, n_reads, size == n
 
     size = min(n, size)
-    pilot = taken(size)
+    pilot = take(size)
     found = len(pilot.sample)
     more = min(n, MOST_DRAWN, size * size // max(found, 1))
     if not seeks or found >= size / 2 or more <= size:
-        return told(pilot, 1, size)
+        return taken(pilot, 1, size)
     log.say(
         f"{found:,} of the {size:,} rows drawn for the start count, the others have weight zero or NaN: one more read "
         f"draws {more:,}"
     )
-    return told(taken(more), 2, more)
+    return taken(take(more), 2, more)
 
 
 def _tell_skipped(pilot: Pilot, source: Source, settings: Settings, log: Log) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -118,14 +119,21 @@ def take_pilot(source: Readable, executor: Executor, sample_index: Integers, dra
             f"The variance of feature {feature} of {source.name} underflows float64: its values differ by less than "
             "about 1e-145. Multiply it by a power of ten."
         )
-    copies = Copies.joined(survey.copies, len(mean))
-    drawn = draw is not None and copies.even(sum(len(rows) for rows, _ in survey.sample))
-    if drawn:
-        sample, weights = copies.rows, copies.weights
-    else:
-        sample = np.concatenate([np.empty((0, len(mean))), *(rows for rows, _ in survey.sample)])
-        weights = np.concatenate([np.empty(0), *(weights for _, weights in survey.sample)])
-    return Pilot(mean, covariance, moments.n_rows, moments.n_skipped, moments.weight, sample, weights, drawn)
+    sample = np.concatenate([np.empty((0, len(mean))), *(rows for rows, _ in survey.sample)])
+    weights = np.concatenate([np.empty(0), *(weights for _, weights in survey.sample)])
+    pilot = Pilot(mean, covariance, moments.n_rows, moments.n_skipped, moments.weight, sample, weights)
+    return pilot if draw is None else _in_any_order(pilot, draw, survey.copies)
+
+
+def _in_any_order(pilot: Pilot, draw: Draw, drawn: Sequence[Copies]) -> Pilot:
+    """The pilot with a sample that is the same in whatever order rows lie, where that is an even one."""
+    if draw.all_rows:
+        order = draw.order(pilot.sample, pilot.sample_weights)
+        return replace(pilot, sample=pilot.sample[order], sample_weights=pilot.sample_weights[order], any_order=True)
+    copies = Copies.joined(drawn, len(pilot.mean))
+    if not copies.even(draw.by_number(pilot.sample, pilot.sample_weights)):
+        return pilot
+    return replace(pilot, sample=copies.rows, sample_weights=copies.row_weights, any_order=True)
 
 
 def survey_rows(d: int) -> int:
@@ -139,7 +147,7 @@ def survey_block(wanted: tuple[Integers, Draw | None], block: Block) -> Survey:
     d = block.n_features
     plain = Frame(np.zeros(d), np.ones(d))
     surveys = (
-        Survey(_moments(tile), _sampled(tile, sample_index), () if draw is None else _drawn(tile, draw))
+        Survey(_moments(tile), _sampled(tile, sample_index), _drawn(tile, draw))
         for tile in tiles(block, plain, OUTER, survey_rows(d), products=False)
     )
     survey = reduce(add, surveys)
@@ -174,13 +182,16 @@ def _sampled(tile: Tile, sample_index: Integers) -> tuple[tuple[Floats, Floats],
     return ((x.T[columns], weights),) if len(columns) else ()
 
 
-def _drawn(tile: Tile, draw: Draw) -> tuple[Copies, ...]:
+def _drawn(tile: Tile, draw: Draw | None) -> tuple[Copies, ...]:
     """The same of the rows of a tile that are drawn by what they hold."""
+    if draw is None or draw.all_rows:
+        return ()
     keys = draw.keys(tile.features[1:])
-    columns, weights = _that_count(tile, np.flatnonzero(keys < np.uint64(draw.limit)))
+    columns, weights = _that_count(tile, draw.drawn(keys))
     copies = Copies(tile.features[1:].T[columns] + 0.0, keys[columns], weights, np.ones(len(columns)))
-    many = 2 * len(columns) > len(keys)  # one row is often repeated, and must not take the memory of a block
-    return (copies.distinct() if many else copies,) if len(columns) else ()
+    if draw.many(len(columns), len(keys)):  # one row may be repeated, and must not take the memory of a block
+        copies = copies.distinct()
+    return (copies,) if len(columns) else ()
 
 
 def _that_count(tile: Tile, columns: Integers) -> tuple[Integers, Floats]:

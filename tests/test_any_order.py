@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import write_zarr
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mixtures import KINDS, UNFINISHED, as_given, assert_identical, mixture_of
 from samples import part, whole
@@ -47,6 +48,8 @@ def assert_same_sample(one: Pilot, other: Pilot) -> None:
 # -- the sample ------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=200)
+@example(3, 3, 3, True)
 @given(st.integers(0, 2**32), st.integers(1, 700), st.integers(1, 3), st.booleans())
 def test_any_order_and_any_blocks_give_the_same_sample(seed: int, block_rows: int, copies: int, weighted: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -103,10 +106,13 @@ def test_another_seed_draws_other_rows() -> None:
     assert len(both) < 100  # 50 by chance
 
 
-def test_units_that_are_powers_of_two_draw_the_same_rows() -> None:
-    rows = np.random.default_rng(0).normal(size=(3_000, 2))
-    one, other = pilot_of(rows, 500), pilot_of(rows * [2.0**40, 2.0**-7], 500)
-    np.testing.assert_array_equal(one.sample * [2.0**40, 2.0**-7], other.sample)
+@pytest.mark.parametrize("values", [[0.0, 1.0], [0.0, 1.0, 2.0, 4.0, 8.0], [0.5, -0.5, 3.0]])
+def test_rows_of_few_values_are_drawn_one_by_one(values: list[float]) -> None:
+    """How many of all combinations of these values are drawn varies as it does by chance, seed by seed."""
+    x = np.array(list(product(values, repeat=5))).T
+    draws = [Draw.of(seed, 5, 1) for seed in range(1_000)]
+    counts = [len(draw.drawn(draw.keys(np.ascontiguousarray(x)))) for draw in draws]
+    assert 0.8 < np.var(counts) / (0.2 * 0.8 * x.shape[1]) < 1.2
 
 
 def test_negative_zero_is_zero() -> None:
@@ -176,20 +182,37 @@ def test_copies_are_added_up_in_one_order() -> None:
         np.testing.assert_array_equal(getattr(other, name), getattr(joined, name))
 
 
-def test_a_block_of_copies_leaves_one_row_and_takes_no_memory() -> None:
-    rows = np.full((400_000, 2), 1.5)
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_copies_in_a_block_leave_one_row_and_take_no_memory(share: float) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400_000, 2))
+    rows[rng.random(len(rows)) < share] = 1.5
+    often = np.array([[1.5], [1.5]])
+    draw = next(draw for draw in (Draw.of(seed, 100, 1) for seed in range(10_000)) if len(draw.drawn(draw.keys(often))))
     (block,) = open_source(rows, block_rows=400_000).blocks()
-    everything = Draw(start=1, limit=2**64 - 1)
     tracemalloc.start()
     try:
-        survey = survey_block((np.arange(0), everything), block)
+        survey = survey_block((np.arange(0), draw), block)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     (copies,) = survey.copies
-    np.testing.assert_array_equal(copies.rows, [[1.5, 1.5]])
-    np.testing.assert_array_equal(copies.numbers, [400_000])
+    is_often = (copies.rows == 1.5).all(axis=1)
+    np.testing.assert_array_equal(copies.numbers[is_often], [(rows == 1.5).all(axis=1).sum()])
+    assert (copies.numbers[~is_often] == 1).all()
     assert peak < rows.nbytes / 4
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05])
+def test_a_row_of_many_copies_is_not_missed(share: float) -> None:
+    """Whether it is drawn by what it holds, with all its copies, or is not."""
+    rng = np.random.default_rng(7)
+    rows = rng.normal(size=(100_000, 2))
+    rows[rng.random(len(rows)) < share] = 0.0
+    for seed in range(6):
+        pilot = pilot_of(rows, 10_000, seed)
+        assert not pilot.any_order
+        assert (pilot.sample == 0.0).all(axis=1).mean() == pytest.approx(share, abs=0.01)
 
 
 # -- what is told of all rows ----------------------------------------------------------------------------------------
@@ -218,7 +241,7 @@ def test_the_order_of_rows_does_not_reach_the_digits_that_are_kept(kind: str, to
     params, rows = case.mixture(kind), case.rows()
     one, other = point_at(params, rows), point_at(params, rows[np.random.default_rng(0).permutation(len(rows))])
     assert one.log_likelihood != other.log_likelihood or (one.stats.moments != other.stats.moments).any()
-    assert_same_digits(one.rounded(tol), other.rounded(tol))
+    assert_same_digits(one.rounded(tol, 0.0), other.rounded(tol, 0.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,7 +250,7 @@ def test_what_is_left_out_does_not_matter_beside_tol(kind: str) -> None:
     case = Case(3, 4, 3_000, 8)
     point = point_at(case.mixture(kind), case.rows())
     for tol in (1e-2, 1e-5, 1e-10, 1e9):
-        rounded = point.rounded(tol)
+        rounded = point.rounded(tol, 0.0)
         assert abs(rounded.log_likelihood - point.log_likelihood) <= 0.01 * min(tol, 1.0)
         assert rounded.stats.log_likelihood == point.log_likelihood
         step, other, tol = point.em_step(0.0), rounded.em_step(0.0), min(tol, 1.0)
@@ -245,8 +268,36 @@ def test_features_that_nearly_determine_each_other_stay_positive_definite(kind: 
     rows[:, 1] = rows[:, 0] + deviation * rows[:, 1]
     params = mixture_of(rows, (rows[:, 0] > 0).astype(int), kind)
     point = point_at(params, rows)
-    step, other = (of.em_step(0.0).covariance.root(2, 2) for of in (point, point.rounded(1e-6)))
+    step, other = (of.em_step(0.0).covariance.root(2, 2) for of in (point, point.rounded(1e-6, 0.0)))
     np.testing.assert_allclose(other.precision_diagonal, step.precision_diagonal, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e2])
+def test_rows_that_are_much_thinner_or_wider_than_a_component(kind: str, size: float) -> None:
+    """Digits are left out in the deviations of what EM's step makes of the rows, whatever it started from."""
+    case = Case(2, 3, 3_000, 8)
+    rows = case.rows() * [size, size, 1.0]
+    point = point_at(case.mixture(kind), rows)
+    step, other = (of.em_step(0.0).covariance for of in (point, point.rounded(1e-3, 0.0)))
+    np.testing.assert_allclose(other.variances(2, 3), step.variances(2, 3), rtol=1e-3)
+    assert_same_digits(point.rounded(1e-3, 0.0), point_at(case.mixture(kind), rows[::-1]).rounded(1e-3, 0.0))
+
+
+def test_where_em_s_step_degenerates_nothing_is_left_out() -> None:
+    case = Case(2, 2, 500, 8)
+    point = point_at(case.mixture("full"), np.tile(case.mixture("full").means[:1], (500, 1)))
+    assert point.rounded(1e-6, 0.0) is point
+    assert point.rounded(1e-6, 1e-6) is not point
+
+
+@pytest.mark.parametrize("tol", [1e-306, 1e-20])
+def test_where_tol_is_finer_than_every_digit_all_are_kept(tol: float) -> None:
+    case = Case(2, 2, 500, 8)
+    point = point_at(case.mixture("full"), case.rows())
+    rounded = point.rounded(tol, 0.0)
+    assert rounded.log_likelihood == point.log_likelihood
+    np.testing.assert_allclose(rounded.stats.moments, point.stats.moments, rtol=1e-12, atol=1e-14)
 
 
 def test_a_component_without_rows_stays_one() -> None:
@@ -254,7 +305,7 @@ def test_a_component_without_rows_stays_one() -> None:
     point = point_at(case.mixture("full"), case.rows())
     moments = point.stats.moments.copy()
     moments[0] = 0.0
-    rounded = replace(point, stats=replace(point.stats, moments=moments)).rounded(1e-6)
+    rounded = replace(point, stats=replace(point.stats, moments=moments)).rounded(1e-6, 0.0)
     np.testing.assert_array_equal(rounded.stats.moments[0], 0.0)
 
 
@@ -293,6 +344,33 @@ def test_other_structures_and_weights_too(kind: str) -> None:
     assert_identical(one, other)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_start_much_wider_than_the_rows(kind: str) -> None:
+    """It ends where EM leads to, or higher, for EM creeps while both components are alike."""
+    rng = np.random.default_rng(0)
+    rows = 1e-4 * (rng.normal(size=(30_000, 2)) + 5.0 * rng.integers(0, 2, (30_000, 1)))
+    covariance = STRUCTURES[kind].from_dense(np.broadcast_to(np.eye(2), (2, 2, 2)), np.array([0.5, 0.5]))
+    start = as_given(MixtureParams(np.array([0.5, 0.5]), np.array([[0.0, 0.0], [5e-4, 5e-4]]), covariance))
+    settings = {"covariance_type": kind, "reg_covar": 0.0, "random_state": 0, **start}
+    few = GaussianMixture(2, sample_rows=6_000, **settings).fit(rows)
+    em = GaussianMixture(2, solver="em", tol=1e-10, max_iter=500, **settings).fit(rows)
+    assert few.score(rows) > em.score(rows) - 1e-5
+    assert_identical(few, GaussianMixture(2, sample_rows=6_000, **settings).fit(rows[::-1]))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_are_all_in_the_sample_too(weighted: bool) -> None:
+    rows, labels = recipe(4, 2, 5_000, 0.8, 6)
+    weights = np.random.default_rng(0).uniform(0.5, 2.0, len(rows)) if weighted else np.ones(len(rows))
+    start = as_given(mixture_of(rows, labels, "full"))
+    found = []
+    for order in (np.arange(len(rows)), np.argsort(rows[:, 0], kind="stable")):
+        model = GaussianMixture(4, tol=1e-8, max_iter=1_000, random_state=0, **start)
+        found.append(model.fit(rows[order], sample_weight=weights[order]))
+    assert found[0].n_passes_ == 1
+    assert_identical(*found)
+
+
 def test_a_warm_start_is_a_given_one() -> None:
     rows, start = overlapping()
     found = []
@@ -321,7 +399,7 @@ def test_with_tol_zero_every_digit_counts() -> None:
     start = mixture_of(rows, labels, "full")
     sample = replace(part(rows[:4_000], 20_000), any_order=True)
     stats, exact = whole(rows).read(start), point_at_sample(rows, start)
-    for tol, digits in ((0.0, exact), (1e-6, exact.rounded(1e-6))):
+    for tol, digits in ((0.0, exact), (1e-6, exact.rounded(1e-6, 0.0))):
         best = Progress.at(start, sample).after(stats, sample, tol, 0.0).best
         np.testing.assert_array_equal(best.stats.moments, digits.stats.moments)
         assert best.log_likelihood == digits.log_likelihood

@@ -162,7 +162,7 @@ class Progress:
         """After a read at ``next``. NumericalError where EM's own step degenerates."""
         point = Point.of(self.next, stats)
         if sample.any_order and tol > 0.0:
-            point = point.rounded(tol)
+            point = point.rounded(tol, reg_covar)
         told = self._told(point, reg_covar)
         best = told.best
         assert best is not None
