@@ -81,7 +81,7 @@ class GaussianMixture(Updating, DensityMixin, BaseEstimator):  # type: ignore[mi
         moments under random responsibilities.
     weights_init, means_init, precisions_init : array-like or None
         Given starting values (k,), (k, d) and in the shape of ``precisions_``; with all three no start is searched, and
-        with solver="auto" the order of the rows does not matter, unless many are copies of each other.
+        with solver="auto" the order of the rows does not matter but for rounding, unless many are copies of each other.
     random_state : int, numpy RandomState or Generator, or None
         Where one 128-bit seed is drawn from for each fit, and for each ``sample``. The seed of a fit is saved with the
         model. An integer gives the same seed each time; None a fresh one.

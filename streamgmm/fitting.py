@@ -104,12 +104,12 @@ def fit(
         keeper = keeper_for(source, executor)
         if keeper.kept is None:
             learns = SOLVERS[settings.solver].on_sample
-            any_order = learns and given
-            first = _first_reads(
-                opened, source, executor, sample_weight, keeper.seed, size, log, seeks=learns or not given,
-                any_order=any_order,
-            )  # fmt: skip
-            kept = keeper.begin(first)
+            seeks, any_order = learns or not given, learns and given
+            kept = keeper.begin(
+                _first_reads(
+                    opened, source, executor, sample_weight, keeper.seed, size, log, seeks=seeks, any_order=any_order
+                )
+            )
         else:
             kept = keeper.kept
             log.records.extend(kept.records)

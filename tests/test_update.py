@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 from concurrent.futures import ProcessPoolExecutor
@@ -161,6 +162,18 @@ def interrupted(saved: Path, path: Path, seconds: float) -> bool:
     return came
 
 
+def seconds_of_work(before: bytes, saved: Path, path: Path) -> float:
+    """Of the process, to learn all rows; the median of some."""
+    found = []
+    for _ in range(5):
+        saved.write_bytes(before)
+        model = load(saved)
+        began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        model.update(path, stop=ROWS)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_utime - began)
+    return float(np.median(found))
+
+
 @pytest.mark.usefixtures("heeding_ctrl_c")
 def test_an_interrupt_leaves_a_model_that_goes_on(tmp_path, request):
     """And a process that goes on: zarr's threads serve the next read."""
@@ -168,12 +181,13 @@ def test_an_interrupt_leaves_a_model_that_goes_on(tmp_path, request):
     before = file_of(model, tmp_path)
     model.update(path, stop=ROWS)
     after, times = file_of(model, tmp_path), 2_000 if request.config.getoption("--long") else 20
+    work = seconds_of_work(before, saved, path)
     came = 0
-    for number, seconds in enumerate(np.random.default_rng(0).uniform(0.001, 0.04, times)):
+    for number, seconds in enumerate(np.random.default_rng(0).uniform(0.0, 1.0, times) * work + 1e-4):
         saved.write_bytes(before)
         came += interrupted(saved, path, seconds)
         assert saved.read_bytes() == after, (number, seconds)
-    assert came > times / 4
+    assert came > times / 10
 
 
 def test_a_checkpoint_is_saved_on_the_way_and_at_the_end(tmp_path, monkeypatch):
