@@ -25,6 +25,7 @@ from streamgmm.kernel import e_step, prepare
 from streamgmm.params import MixtureParams
 from streamgmm.pilot import Pilot, survey_block, take_pilot
 from streamgmm.solvers.gain import Point
+from streamgmm.solvers.rounding import rounded
 from streamgmm.solvers.surrogate import Progress
 from streamgmm.sources import with_weights
 from streamgmm.stats import Frame
@@ -241,7 +242,7 @@ def test_the_order_of_rows_does_not_reach_the_digits_that_are_kept(kind: str, to
     params, rows = case.mixture(kind), case.rows()
     one, other = point_at(params, rows), point_at(params, rows[np.random.default_rng(0).permutation(len(rows))])
     assert one.log_likelihood != other.log_likelihood or (one.stats.moments != other.stats.moments).any()
-    assert_same_digits(one.rounded(tol, 0.0), other.rounded(tol, 0.0))
+    assert_same_digits(rounded(one, tol, 0.0), rounded(other, tol, 0.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -250,10 +251,10 @@ def test_what_is_left_out_does_not_matter_beside_tol(kind: str) -> None:
     case = Case(3, 4, 3_000, 8)
     point = point_at(case.mixture(kind), case.rows())
     for tol in (1e-2, 1e-5, 1e-10, 1e9):
-        rounded = point.rounded(tol, 0.0)
-        assert abs(rounded.log_likelihood - point.log_likelihood) <= 0.01 * min(tol, 1.0)
-        assert rounded.stats.log_likelihood == point.log_likelihood
-        step, other, tol = point.em_step(0.0), rounded.em_step(0.0), min(tol, 1.0)
+        found = rounded(point, tol, 0.0)
+        assert abs(found.log_likelihood - point.log_likelihood) <= 0.01 * min(tol, 1.0)
+        assert found.stats.log_likelihood == point.log_likelihood
+        step, other, tol = point.em_step(0.0), found.em_step(0.0), min(tol, 1.0)
         np.testing.assert_allclose(other.weights, step.weights, rtol=1e-3 * np.sqrt(tol))
         np.testing.assert_allclose(other.means, step.means, atol=1e-2 * np.sqrt(tol))
         np.testing.assert_allclose(other.covariance.values, step.covariance.values, atol=1e-2 * np.sqrt(tol))
@@ -268,7 +269,7 @@ def test_features_that_nearly_determine_each_other_stay_positive_definite(kind: 
     rows[:, 1] = rows[:, 0] + deviation * rows[:, 1]
     params = mixture_of(rows, (rows[:, 0] > 0).astype(int), kind)
     point = point_at(params, rows)
-    step, other = (of.em_step(0.0).covariance.root(2, 2) for of in (point, point.rounded(1e-6, 0.0)))
+    step, other = (of.em_step(0.0).covariance.root(2, 2) for of in (point, rounded(point, 1e-6, 0.0)))
     np.testing.assert_allclose(other.precision_diagonal, step.precision_diagonal, rtol=1e-5)
 
 
@@ -279,25 +280,25 @@ def test_rows_that_are_much_thinner_or_wider_than_a_component(kind: str, size: f
     case = Case(2, 3, 3_000, 8)
     rows = case.rows() * [size, size, 1.0]
     point = point_at(case.mixture(kind), rows)
-    step, other = (of.em_step(0.0).covariance for of in (point, point.rounded(1e-3, 0.0)))
+    step, other = (of.em_step(0.0).covariance for of in (point, rounded(point, 1e-3, 0.0)))
     np.testing.assert_allclose(other.variances(2, 3), step.variances(2, 3), rtol=1e-3)
-    assert_same_digits(point.rounded(1e-3, 0.0), point_at(case.mixture(kind), rows[::-1]).rounded(1e-3, 0.0))
+    assert_same_digits(rounded(point, 1e-3, 0.0), rounded(point_at(case.mixture(kind), rows[::-1]), 1e-3, 0.0))
 
 
 def test_where_em_s_step_degenerates_nothing_is_left_out() -> None:
     case = Case(2, 2, 500, 8)
     point = point_at(case.mixture("full"), np.tile(case.mixture("full").means[:1], (500, 1)))
-    assert point.rounded(1e-6, 0.0) is point
-    assert point.rounded(1e-6, 1e-6) is not point
+    assert rounded(point, 1e-6, 0.0) is point
+    assert rounded(point, 1e-6, 1e-6) is not point
 
 
 @pytest.mark.parametrize("tol", [1e-306, 1e-20])
 def test_where_tol_is_finer_than_every_digit_all_are_kept(tol: float) -> None:
     case = Case(2, 2, 500, 8)
     point = point_at(case.mixture("full"), case.rows())
-    rounded = point.rounded(tol, 0.0)
-    assert rounded.log_likelihood == point.log_likelihood
-    np.testing.assert_allclose(rounded.stats.moments, point.stats.moments, rtol=1e-12, atol=1e-14)
+    found = rounded(point, tol, 0.0)
+    assert found.log_likelihood == point.log_likelihood
+    np.testing.assert_allclose(found.stats.moments, point.stats.moments, rtol=1e-12, atol=1e-14)
 
 
 def test_a_component_without_rows_stays_one() -> None:
@@ -305,8 +306,8 @@ def test_a_component_without_rows_stays_one() -> None:
     point = point_at(case.mixture("full"), case.rows())
     moments = point.stats.moments.copy()
     moments[0] = 0.0
-    rounded = replace(point, stats=replace(point.stats, moments=moments)).rounded(1e-6, 0.0)
-    np.testing.assert_array_equal(rounded.stats.moments[0], 0.0)
+    found = rounded(replace(point, stats=replace(point.stats, moments=moments)), 1e-6, 0.0)
+    np.testing.assert_array_equal(found.stats.moments[0], 0.0)
 
 
 # -- fits ------------------------------------------------------------------------------------------------------------
@@ -399,7 +400,7 @@ def test_with_tol_zero_every_digit_counts() -> None:
     start = mixture_of(rows, labels, "full")
     sample = replace(part(rows[:4_000], 20_000), any_order=True)
     stats, exact = whole(rows).read(start), point_at_sample(rows, start)
-    for tol, digits in ((0.0, exact), (1e-6, exact.rounded(1e-6, 0.0))):
+    for tol, digits in ((0.0, exact), (1e-6, rounded(exact, 1e-6, 0.0))):
         best = Progress.at(start, sample).after(stats, sample, tol, 0.0).best
         np.testing.assert_array_equal(best.stats.moments, digits.stats.moments)
         assert best.log_likelihood == digits.log_likelihood

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import sqrt
+from dataclasses import dataclass
 
 import numpy as np
 
 from streamgmm.errors import NumericalError
 from streamgmm.free_energy import ExpectedLogJoint, regularisation, regularised_gain
 from streamgmm.kernel import m_step
-from streamgmm.linalg import inverse_choleskys, power_of_two
 from streamgmm.params import MixtureParams
-from streamgmm.protocols import Floats
-from streamgmm.quadratic import OUTER
 from streamgmm.stats import SufficientStats
-
-#: The part of what ends a fit that the digits of a likelihood tell at least; and of its root, those of moments.
-TOLD, TOLD_MOMENTS = 2.0**-6, 2.0**-12
-#: Below this there are no digits that could be left out.
-LEAST_TOL = 1e-100
-#: The last digit of the means and deviations that moments are measured in.
-COARSE = 2.0**-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,35 +28,6 @@ class Point:
     def of(cls, params: MixtureParams, stats: SufficientStats) -> Point:
         stats = stats.per_weight().about(params.means, stats.scale)
         return cls(params, stats, stats.log_likelihood)
-
-    def rounded(self, tol: float, reg_covar: float) -> Point:
-        """The same without the last digits, which the order in which rows are added up decides.
-
-        On a plateau they would decide where a fit ends. What is left out could change the optimum by next to nothing
-        beside ``tol``, nats a row: the likelihood by TOLD tol, and the moments, about the means and in the deviations
-        that EM's step makes of them, by TOLD_MOMENTS sqrt(tol), for at an optimum the likelihood changes with their
-        square. Where EM's step degenerates nothing is left out.
-        """
-        scale, means = self.stats.scale, self.params.means
-        try:
-            step = self.em_step(reg_covar)
-            roots = _roots(step, scale)
-        except (NumericalError, np.linalg.LinAlgError):
-            return self
-        whitening = np.asarray(np.linalg.inv(roots), dtype=np.float64)
-        away = _rounded(_times(whitening, (step.means - means) * scale), COARSE)
-        stats = self.stats.about(means + _times(roots, away) / scale, scale)
-        tol = min(max(tol, LEAST_TOL), 1.0)
-        grain = TOLD_MOMENTS * sqrt(tol) / power_of_two(stats.mass)[:, None]
-        mass = _rounded(stats.mass[:, None], grain)
-        first = _times(roots, _rounded(_times(whitening, stats.first), grain))
-        second = stats.quadratic.mapped(_rounded(stats.quadratic.mapped(stats.second, whitening), grain), roots)
-        common = stats.common
-        if common.size:
-            of_all = _rounded(OUTER.mapped(common[None], whitening[:1]), TOLD_MOMENTS * sqrt(tol))
-            common = OUTER.mapped(of_all, roots[:1])[0]
-        stats = replace(stats, moments=np.concatenate([mass, first, second], axis=1), common=common)
-        return Point(self.params, stats.about(means, scale), float(_rounded(self.log_likelihood, TOLD * tol)))
 
     def em_step(self, reg_covar: float) -> MixtureParams:
         """NumericalError where it degenerates."""
@@ -133,21 +93,3 @@ def gained(before: Point, after: Point, reg_covar: float) -> float:
     shares = np.array([of.stats.mass for of in (before, after)])
     taken = np.array([regularisation(of.params, reg_covar) for of in (before, after)])
     return regularised_gain(after.stats.log_likelihood - before.stats.log_likelihood, shares, taken)
-
-
-def _roots(params: MixtureParams, scale: Floats) -> Floats:
-    """Cholesky factors (k, d, d) of x * scale to so few digits that they are the same for rows in any order."""
-    dense = params.covariance.dense(*params.means.shape)
-    whitening = inverse_choleskys(dense, "covariance of component {}") / scale
-    roots = np.asarray(np.linalg.inv(whitening), dtype=np.float64)
-    unit = power_of_two(np.diagonal(roots, axis1=1, axis2=2))[:, :, None]  # of each row what only it adds
-    return np.tril(_rounded(roots * unit, COARSE) / unit)
-
-
-def _times(matrices: Floats, vectors: Floats) -> Floats:
-    """(k, d) products of matrices (k, d, d) and vectors (k, d)."""
-    return np.asarray((matrices @ vectors[:, :, None])[:, :, 0])
-
-
-def _rounded(values: Floats | float, grain: Floats | float) -> Floats:
-    return np.asarray(np.rint(values / grain) * grain)

@@ -36,6 +36,7 @@ from streamgmm.solvers.anderson import (
 from streamgmm.solvers.calibration import Calibrated, most_reads
 from streamgmm.solvers.divergence import Surrogate, walk
 from streamgmm.solvers.gain import Gain, Point, Walk, exact_gain, gained
+from streamgmm.solvers.rounding import rounded
 from streamgmm.solvers.stepwise import Running
 from streamgmm.stats import SufficientStats
 
@@ -162,7 +163,7 @@ class Progress:
         """After a read at ``next``. NumericalError where EM's own step degenerates."""
         point = Point.of(self.next, stats)
         if sample.any_order and tol > 0.0:
-            point = point.rounded(tol, reg_covar)
+            point = rounded(point, tol, reg_covar)
         told = self._told(point, reg_covar)
         best = told.best
         assert best is not None
