@@ -144,6 +144,11 @@ def _first_reads(
     witness = None if store is None else Witness(store, executor)
     reader = executor if witness is None else witness.executor
     pilot, n_pilots, complete = _pilot(source, reader, sample_weight, seed, size, log, seeks=seeks, any_order=any_order)
+    if any_order and not pilot.any_order:
+        log.say(
+            "many rows are copies of each other, so the sample is drawn by row number: rows in another order make "
+            "another sample"
+        )
     return Kept(pilot, n_pilots, complete, None if witness is None else witness.record())
 
 
@@ -415,25 +420,17 @@ def _pilot(
         draw = Draw.of(seed, n, size) if any_order else None
         return take_pilot(source, executor, drawn if countable is None else countable[drawn], draw)
 
-    def taken(pilot: Pilot, n_reads: int, size: int) -> tuple[Pilot, int, bool]:
-        if any_order and not pilot.any_order:
-            log.say(
-                "many rows are copies of each other, so the sample is drawn by row number: rows in another order make "
-                "another sample"
-            )
-        return pilot, n_reads, size == n
-
     size = min(n, size)
     pilot = take(size)
     found = len(pilot.sample)
     more = min(n, MOST_DRAWN, size * size // max(found, 1))
     if not seeks or found >= size / 2 or more <= size:
-        return taken(pilot, 1, size)
+        return pilot, 1, size == n
     log.say(
         f"{found:,} of the {size:,} rows drawn for the start count, the others have weight zero or NaN: one more read "
         f"draws {more:,}"
     )
-    return taken(take(more), 2, more)
+    return take(more), 2, more == n
 
 
 def _tell_skipped(pilot: Pilot, source: Source, settings: Settings, log: Log) -> None:
